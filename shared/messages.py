@@ -1,0 +1,157 @@
+"""The structures that travel between the services and to the users, as msgspec types.
+
+A `Job` is what every reader gets: over HTTP as JSON or MessagePack, on the Redis channels as MessagePack. A `Ticket` is
+what a worker gets with a claim. Field names of `Job` are a public contract.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import msgspec
+
+Status = Literal["queued", "processing", "succeeded", "failed", "canceled", "expired"]
+Stage = Literal["decoding", "decoded", "inferring"]
+
+TERMINAL: Final[frozenset[str]] = frozenset({"succeeded", "failed", "canceled", "expired"})
+
+
+class Box(msgspec.Struct, frozen=True):
+    """Corners in pixels of the upright original, clipped to it; x to the right, y down."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+class Detection(msgspec.Struct, frozen=True):
+    """One object found. `confidence` is in 0..1; `class_id` indexes the model's labels."""
+
+    label: str
+    class_id: int
+    confidence: float
+    box: Box
+
+
+class ImageInfo(msgspec.Struct, frozen=True):
+    """The upright picture: sides in pixels, `format` as recognised by its bytes (`jpeg`, `png`, ...)."""
+
+    width: int
+    height: int
+    format: str
+
+
+class JobProblem(msgspec.Struct, frozen=True):
+    """Why a job failed: a code of `shared.errors` and one sentence."""
+
+    code: str
+    detail: str
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """A job as users see it. Times are RFC 3339 in UTC with milliseconds, `timings_ms` milliseconds by stage."""
+
+    id: str
+    status: Status
+    stage: Stage | None = None
+    model: str
+    track: str
+    created_at: str
+    finished_at: str | None = None
+    attempts: int = 0
+    image: ImageInfo | None = None
+    detections: list[Detection] | None = None
+    timings_ms: dict[str, float] = {}
+    batch_size: int | None = None
+    error: JobProblem | None = None
+
+
+class JobOptions(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """What a request may ask for; `None` means the model's own default. `class_ids` empty means all classes."""
+
+    confidence: float | None = None
+    iou: float | None = None
+    max_detections: int | None = None
+    class_ids: list[int] = []
+    callback_url: str | None = None
+
+
+class Placement(msgspec.Struct, frozen=True, array_like=True):
+    """Where a letterboxed picture lies in the model's input: input = original * scale + pad, all in pixels."""
+
+    scale_x: float
+    scale_y: float
+    pad_x: float
+    pad_y: float
+
+
+class Ticket(msgspec.Struct, kw_only=True):
+    """A claimed job, with the fence that a worker must show to change it. `*_ms` are Redis' epoch milliseconds;
+    `queued_ms` is when it entered its present queue."""
+
+    id: str
+    partition: int
+    entry_id: str
+    fence: int
+    attempts: int
+    model: str
+    track: str
+    options: JobOptions
+    created_ms: int
+    queued_ms: int
+    claimed_ms: int
+    deadline_ms: int
+    upload_bytes: int
+    timings_ms: dict[str, float]
+    image: ImageInfo | None = None
+    placement: Placement | None = None
+    tensor: str | None = None
+    reply_to: str = ""
+    traceparent: str = ""
+    crashes: int = 0
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What inference found in one picture; `timings_ms` holds the stages that this worker measured."""
+
+    detections: list[Detection]
+    batch_size: int
+    timings_ms: dict[str, float]
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU as NVML sees it; `utilization_percent` is the driver's own average."""
+
+    name: str
+    memory_used_bytes: int
+    memory_total_bytes: int
+    utilization_percent: int
+
+
+class Heartbeat(msgspec.Struct, kw_only=True):
+    """What a process says of itself every few seconds. `models` are those it serves or that are ready in its Triton."""
+
+    kind: Literal["gateway", "preprocess", "inference"]
+    name: str
+    host: str
+    pid: int
+    started_at: str
+    rss_bytes: int
+    cpu_percent: float
+    jobs_done: int
+    last_error: str | None = None
+    models: list[str] = []
+    gpu: list[Gpu] | None = None
+    details: dict[str, Any] = {}
+    beat_at_ms: int = 0
+
+
+def timestamp(epoch_ms: float) -> str:
+    """Epoch milliseconds as RFC 3339 in UTC: `2026-01-01T12:00:00.123Z`."""
+    return datetime.fromtimestamp(epoch_ms / 1000, tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+job_to_msgpack = msgspec.msgpack.Encoder().encode
+job_to_json = msgspec.json.Encoder().encode
+job_from_msgpack = msgspec.msgpack.Decoder(Job).decode
+job_from_json = msgspec.json.Decoder(Job).decode

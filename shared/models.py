@@ -1,0 +1,123 @@
+"""The registry: which models the mesh serves, a row each, read from a `models.toml`.
+
+`MESH_MODELS` names the file; without it the default beside this module is used. What can be asked of Triton itself (dtype,
+layout, batch limit) is not repeated here; what a service must know without Triton is.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from shared.errors import InvalidParameter, UnknownModel
+
+DEFAULT_FILE = Path(__file__).with_name("models.toml")
+
+Side = Annotated[int, Meta(ge=32, le=8192)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class RegistryError(Exception):
+    """The registry cannot be used. The message is one line that names the file and the entry."""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One servable model.
+
+    `input_width` x `input_height` are pixels of the letterboxed input; `head` names how the output is read
+    (`inference_worker.heads`); the thresholds are defaults that a request may override.
+    """
+
+    name: str = ""
+    family: str = "yolo"
+    track: Literal["A", "B", "C", "D"] = "B"
+    triton_model: str
+    input_width: Side
+    input_height: Side
+    head: Literal["yolo", "end2end"] = "yolo"
+    labels: list[str] = []
+    confidence: Share = 0.4
+    iou: Share = 0.45
+    max_detections: Annotated[int, Meta(ge=1, le=3000)] = 300
+    max_batch: Annotated[int, Meta(ge=1, le=1024)] = 8
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Size of one uint8 RGB input tensor in bytes."""
+        return self.input_width * self.input_height * 3
+
+    def label(self, class_id: int) -> str:
+        """The class's name, or its number where the registry has no name for it."""
+        return self.labels[class_id] if 0 <= class_id < len(self.labels) else str(class_id)
+
+    def class_ids(self, names: Sequence[str]) -> list[int]:
+        """Names or ids as ids.
+
+        Raises:
+            InvalidParameter: a name is not a label of this model.
+        """
+        ids: list[int] = []
+        for name in names:
+            if name.isdecimal() and int(name) < max(len(self.labels), 1):
+                ids.append(int(name))
+            elif name in self.labels:
+                ids.append(self.labels.index(name))
+            else:
+                raise InvalidParameter(f"classes: {name!r} is not a class of model {self.name!r}")
+        return sorted(set(ids))
+
+
+class Registry(msgspec.Struct, frozen=True):
+    """All models by name, and the spellings that stand for them."""
+
+    models: dict[str, Model]
+    aliases: dict[str, str] = {}
+
+    def get(self, name: str) -> Model:
+        """The model of this name or alias.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        model = self.models.get(self.aliases.get(name, name))
+        if model is None:
+            raise UnknownModel(f"no model {name!r}; this mesh serves {', '.join(sorted(self.models))}")
+        return model
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    models: dict[str, Model]
+    aliases: dict[str, str] = {}
+    labels: dict[str, list[str]] = {}
+
+
+def load(path: str | Path = "") -> Registry:
+    """Read a registry file (the default one if no path is given).
+
+    Raises:
+        RegistryError: the file is missing, is not TOML, or an entry is wrong.
+    """
+    file = Path(path) if path else DEFAULT_FILE
+    try:
+        parsed = msgspec.convert(tomllib.loads(file.read_text("utf-8")), _File)
+    except OSError as error:
+        raise RegistryError(f"{file}: cannot be read ({error.strerror}); set MESH_MODELS to a models.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise RegistryError(f"{file}: {error}") from None
+    if not parsed.models:
+        raise RegistryError(f"{file}: names no model; add a [models.NAME] table")
+    models: dict[str, Model] = {}
+    for name, model in parsed.models.items():
+        labels = model.labels
+        if len(labels) == 1 and labels[0].startswith("@"):
+            if labels[0][1:] not in parsed.labels:
+                raise RegistryError(f"{file}: models.{name}.labels names {labels[0]!r}, which [labels] does not hold")
+            labels = parsed.labels[labels[0][1:]]
+        models[name] = msgspec.structs.replace(model, name=name, labels=labels)
+    for alias, name in parsed.aliases.items():
+        if name not in models:
+            raise RegistryError(f"{file}: aliases.{alias} names {name!r}, which is no model of the file")
+    return Registry(models, parsed.aliases)

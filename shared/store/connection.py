@@ -1,0 +1,167 @@
+"""The way to Redis: one pool of connections, the scripts, and typed errors for when it is away.
+
+`connect(settings)` gives a `Store`, the only thing the services hold. Commands run through `Connection`, which maps
+whatever Redis or the network does to `StoreUnavailable` or `Overloaded`, so that no caller needs to know redis-py.
+"""
+
+import asyncio
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import (
+    BusyLoadingError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.errors import Overloaded, StoreUnavailable
+from shared.settings import Settings
+
+POOL_CONNECTIONS = 64
+COMMAND_TIMEOUT_S = 5.0
+
+Command = tuple[Any, ...]
+"""A Redis command with its arguments, or `Script` call made by `Connection.call`."""
+
+_LUA = Path(__file__).with_name("lua")
+
+
+class Script:
+    """A Lua script by name, with the budget's functions put in behind its first line."""
+
+    def __init__(self, name: str) -> None:
+        head, body = (_LUA / f"{name}.lua").read_text("utf-8").split("\n", 1)
+        self.name = name
+        self.text = f"{head}\n{(_LUA / '_budget.lua').read_text('utf-8')}\n{body}"
+        self.sha = ""
+
+
+@contextmanager
+def typed_errors() -> Generator[None]:
+    """Turn what redis-py raises into the errors of the mesh.
+
+    Raises:
+        Overloaded: Redis has no memory left.
+        StoreUnavailable: Redis is away, loading, read-only, or broken.
+    """
+    try:
+        yield
+    except OutOfMemoryError:
+        raise Overloaded("the store has no memory left", retry_after_s=2) from None
+    except ResponseError as error:
+        if "OOM" in str(error):
+            raise Overloaded("the store has no memory left", retry_after_s=2) from None
+        if isinstance(error, BusyLoadingError | ReadOnlyError) or str(error).startswith(("MASTERDOWN", "CLUSTERDOWN")):
+            raise StoreUnavailable(f"the store is not ready: {error}", retry_after_s=2) from None
+        raise
+    except (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError) as error:
+        raise StoreUnavailable(f"the store does not answer: {error}", retry_after_s=2) from None
+
+
+class Connection:
+    """A pool of connections to Redis and the scripts that run there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._pool = BlockingConnectionPool.from_url(
+            settings.redis_url,
+            max_connections=POOL_CONNECTIONS,
+            timeout=COMMAND_TIMEOUT_S,
+            socket_timeout=COMMAND_TIMEOUT_S,
+            socket_connect_timeout=COMMAND_TIMEOUT_S,
+        )
+        self.redis: Redis = Redis(connection_pool=self._pool)
+        # Answers are taken raw: what redis-py makes of them (dicts of dicts) would be unmade again here.
+        self.redis.response_callbacks.clear()
+        self._url = settings.redis_url
+        self._scripts = {path.stem: Script(path.stem) for path in _LUA.glob("*.lua") if not path.stem.startswith("_")}
+        self._loading = asyncio.Lock()
+
+    def call(self, script: str, keys: Sequence[str], *args: Any) -> Command:
+        """A call of a script as a command for `run`; its SHA is filled in there."""
+        return (self._scripts[script], len(keys), *keys, *args)
+
+    async def run(self, *commands: Command) -> list[Any]:
+        """Send commands in one round trip and return their answers.
+
+        Raises:
+            Overloaded, StoreUnavailable: see `typed_errors`.
+        """
+        with typed_errors():
+            await self._load()
+            answers = await self._send(commands)
+            # Redis was restarted or its scripts flushed. Every script refuses to act twice, so all can be sent again.
+            if any(isinstance(answer, NoScriptError) for answer in answers):
+                await self._load(again=True)
+                answers = await self._send(commands)
+            for answer in answers:
+                if isinstance(answer, RedisError):
+                    raise answer
+            return answers
+
+    async def run_one(self, *command: Any) -> Any:
+        """Send one plain command."""
+        return (await self.run(command))[0]
+
+    def listener(self) -> Redis:
+        """A client of its own for pub/sub, which waits for ever, so without a read timeout; the caller closes it."""
+        return Redis.from_url(self._url, socket_connect_timeout=COMMAND_TIMEOUT_S, health_check_interval=10)
+
+    async def make_group(self, stream: str, group: str) -> None:
+        """Create a consumer group, and its stream, unless they exist."""
+        with typed_errors():
+            try:
+                await self.redis.xgroup_create(stream, group, id="0", mkstream=True)
+            except ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+    async def read_group(self, *command: Any) -> Any:
+        """A raw read of a consumer group; `[]` when nothing came, `None` when the group does not exist."""
+        with typed_errors():
+            try:
+                (answer,) = await self._send([command])
+            except ResponseError as error:
+                answer = error
+            if isinstance(answer, ResponseError) and str(answer).startswith("NOGROUP"):
+                return None
+            if isinstance(answer, RedisError):
+                raise answer
+            return answer or []
+
+    async def info(self, section: str) -> dict[str, str]:
+        """One section of Redis' INFO."""
+        text = bytes(await self.run_one("INFO", section)).decode()
+        return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        pipeline = self.redis.pipeline(transaction=False)
+        for first, *rest in commands:
+            if isinstance(first, Script):
+                pipeline.execute_command("EVALSHA", first.sha, *rest)
+            else:
+                pipeline.execute_command(first, *rest)
+        return await pipeline.execute(raise_on_error=False)
+
+    async def _load(self, *, again: bool = False) -> None:
+        scripts = self._scripts.values()
+        if not again and all(script.sha for script in scripts):
+            return
+        async with self._loading:
+            pipeline = self.redis.pipeline(transaction=False)
+            for script in scripts:
+                pipeline.execute_command("SCRIPT", "LOAD", script.text)
+            for script, sha in zip(scripts, await pipeline.execute(), strict=True):
+                script.sha = sha.decode() if isinstance(sha, bytes) else str(sha)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.redis.aclose()
+        await self._pool.disconnect()

@@ -1,0 +1,181 @@
+"""Waiting for jobs: one pub/sub connection per process wakes all its waiters.
+
+Two ways in. A job accepted with `reply_to=events.channel` wakes this process on its own channel with the finished job as
+payload, so a request that waits costs no subscription. A job accepted elsewhere is watched on its own channel,
+`mesh:jobs:ID`. Pub/sub is at most once: whoever waits registers first and reads the job then, and all waiters read their
+job again whenever the connection was lost.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import cast
+
+import structlog
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from shared.errors import StoreUnavailable
+from shared.messages import TERMINAL, Job, job_from_json, job_from_msgpack
+from shared.store import keys
+from shared.store.connection import Connection
+
+RECONNECT_S = 0.5
+REREAD_S = 5.0
+"""A waiter reads its job this often even if nothing came: a message lost between two healthy ends is not noticed else."""
+
+log = structlog.get_logger()
+
+
+class Waiter:
+    """The events of one job, as they come to this process."""
+
+    def __init__(self, read: Callable[[], Awaitable[Job]]) -> None:
+        self._read = read
+        self._events: asyncio.Queue[Job | None] = asyncio.Queue()
+
+    def put(self, job: Job | None) -> None:
+        """An event came; `None` says that one may have been missed."""
+        self._events.put_nowait(job)
+
+    async def wait(self, timeout_s: float) -> Job | None:
+        """The job once it has ended, or `None` if it does not within `timeout_s`.
+
+        Raises:
+            UnknownJob, ExpiredJob: there is no such job (any more).
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                async for job in self:
+                    if job.status in TERMINAL:
+                        return job
+        return None
+
+    async def __aiter__(self) -> AsyncIterator[Job]:
+        """Every event until the job has ended."""
+        while True:
+            try:
+                async with asyncio.timeout(REREAD_S):
+                    job = await self._events.get()
+            except TimeoutError:
+                job = None
+            if job is None:
+                try:
+                    job = await self._read()
+                except StoreUnavailable:
+                    continue
+            yield job
+            if job.status in TERMINAL:
+                return
+
+
+class Events:
+    """The process' ear. Use as an async context manager."""
+
+    def __init__(self, connection: Connection, read_job: Callable[[str], Awaitable[Job]]) -> None:
+        self.channel = keys.wake(secrets.token_hex(8))
+        self._connection = connection
+        self._read_job = read_job
+        self._waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
+        self._watched: defaultdict[str, int] = defaultdict(int)
+        self._confirmations: dict[str, asyncio.Event] = {}
+        self._pubsub: PubSub | None = None
+        self._listener: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Events":
+        self._listener = asyncio.create_task(self._listen())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._listener:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+
+    @contextmanager
+    def expect(self, job_id: str) -> Generator[Waiter]:
+        """Wait for a job that is accepted with `reply_to=self.channel`. Register before accepting it."""
+        waiter = Waiter(lambda: self._read_job(job_id))
+        self._waiters[job_id].append(waiter)
+        try:
+            yield waiter
+        finally:
+            self._waiters[job_id].remove(waiter)
+            if not self._waiters[job_id]:
+                del self._waiters[job_id]
+
+    @asynccontextmanager
+    async def watch(self, job_id: str) -> AsyncGenerator[Waiter]:
+        """Follow a job accepted anywhere; its present state is the first event.
+
+        Raises:
+            StoreUnavailable, UnknownJob, ExpiredJob: see `Jobs.read`.
+        """
+        channel = keys.events_of(job_id)
+        with self.expect(job_id) as waiter:
+            await self._subscribe(channel)
+            try:
+                waiter.put(await self._read_job(job_id))
+                yield waiter
+            finally:
+                await self._unsubscribe(channel)
+
+    async def _subscribe(self, channel: str) -> None:
+        self._watched[channel] += 1
+        if self._watched[channel] > 1:
+            return
+        confirmed = self._confirmations[channel] = asyncio.Event()
+        if self._pubsub is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await self._pubsub.subscribe(channel)
+                async with asyncio.timeout(1):
+                    await confirmed.wait()
+
+    async def _unsubscribe(self, channel: str) -> None:
+        self._watched[channel] -= 1
+        if self._watched[channel]:
+            return
+        del self._watched[channel]
+        self._confirmations.pop(channel, None)
+        if self._pubsub is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await self._pubsub.unsubscribe(channel)
+
+    async def _listen(self) -> None:
+        while True:
+            client = self._connection.listener()
+            pubsub = client.pubsub()
+            try:
+                await pubsub.subscribe(self.channel, *self._watched)
+                self._pubsub = pubsub
+                # Whoever waited while we were deaf may have missed the one message.
+                for waiters in self._waiters.values():
+                    for waiter in waiters:
+                        waiter.put(None)
+                while True:
+                    message = await pubsub.get_message(timeout=None)  # type: ignore[arg-type] # None blocks; the stub says float
+                    if message is not None:
+                        self._hear(str(message["type"]), cast("bytes", message["channel"]).decode(), message["data"])
+            except (RedisError, OSError, TimeoutError) as error:
+                log.warning("events.disconnected", error=str(error))
+                await asyncio.sleep(RECONNECT_S)
+            finally:
+                self._pubsub = None
+                with contextlib.suppress(RedisError, OSError):
+                    await pubsub.aclose()
+                    await client.aclose()
+
+    def _hear(self, kind: str, channel: str, data: object) -> None:
+        if kind == "subscribe" and channel in self._confirmations:
+            self._confirmations[channel].set()
+        if kind != "message" or not isinstance(data, bytes):
+            return
+        try:
+            job = job_from_json(data) if data.startswith(b"{") else job_from_msgpack(data)
+        except ValueError as error:
+            log.warning("events.unreadable", channel=channel, error=str(error))
+            return
+        for waiter in self._waiters.get(job.id, ()):
+            waiter.put(job)

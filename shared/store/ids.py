@@ -1,0 +1,66 @@
+"""Job IDs: 128 random bits, the partition, and a tag that tells an ID once given from one that never was.
+
+    ID = base32(partition 2 bytes | random 16 bytes | tag 4 bytes), 36 lower-case characters
+
+The tag is a keyed hash under a secret that the first process puts into Redis. A well-tagged ID that Redis no longer
+knows has expired (410); any other was never given (404), and guessing one costs 128 bits.
+"""
+
+import base64
+import binascii
+import hashlib
+import secrets
+import zlib
+
+from shared.errors import StoreUnavailable, UnknownJob
+from shared.store import keys
+from shared.store.connection import Connection
+
+_TAG_BYTES = 4
+_RAW_BYTES = 2 + 16 + _TAG_BYTES
+
+
+class Ids:
+    """Makes and checks job IDs."""
+
+    def __init__(self, partitions: int) -> None:
+        self._partitions = partitions
+        self._secret = b""
+
+    async def load(self, connection: Connection) -> None:
+        """Fetch the secret, or make it if this is the first process of the mesh."""
+        _, secret = await connection.run(("SET", keys.ID_SECRET, secrets.token_bytes(32), "NX"), ("GET", keys.ID_SECRET))
+        self._secret = bytes(secret)
+
+    def new(self, idempotency_key: str | None = None) -> str:
+        """A new ID; with an idempotency key, in the partition where that key lives.
+
+        Raises:
+            StoreUnavailable: the secret could not be fetched yet.
+        """
+        if not self._secret:
+            raise StoreUnavailable("the store has not answered yet", retry_after_s=2)
+        if idempotency_key is None:
+            partition = secrets.randbelow(self._partitions) if self._partitions > 1 else 0
+        else:
+            partition = zlib.crc32(idempotency_key.encode()) % self._partitions
+        body = partition.to_bytes(2, "big") + secrets.token_bytes(16)
+        return base64.b32encode(body + self._tag(body)).decode().rstrip("=").lower()
+
+    def partition(self, job_id: str) -> int:
+        """The partition that holds this job.
+
+        Raises:
+            UnknownJob: the ID was never given.
+        """
+        try:
+            raw = base64.b32decode(job_id.upper() + "=" * (-len(job_id) % 8)) if len(job_id) == 36 else b""
+        except (binascii.Error, ValueError):
+            raw = b""
+        body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
+        if len(raw) != _RAW_BYTES or job_id != job_id.lower() or not secrets.compare_digest(tag, self._tag(body)):
+            raise UnknownJob("no job has this ID")
+        return int.from_bytes(body[:2], "big")
+
+    def _tag(self, body: bytes) -> bytes:
+        return hashlib.blake2b(body, digest_size=_TAG_BYTES, key=self._secret).digest()

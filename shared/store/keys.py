@@ -1,0 +1,85 @@
+"""Every key and channel of the mesh in Redis: name, type, who writes it, how long it lives.
+
+    key                             type    written by            lives
+    {mesh:P}:job:ID                 hash    accept .. end         deadline + result TTL, then result TTL from its end
+    {mesh:P}:upload:ID              string  gateway               until decoded; staging or job TTL
+    {mesh:P}:tensor:ID:FENCE        string  preprocess worker     until the job ends; job TTL
+    {mesh:P}:live                   zset    stage, accept, end    ID -> deadline (ms); emptied by end and sweep
+    {mesh:P}:reserved               hash    stage, accept, end    ID -> bytes reserved, "" -> their sum; emptied likewise
+    {mesh:P}:key:HASH               string  accept                idempotency key -> ID and request hash; result TTL
+    {mesh:P}:queue:preprocess       stream  accept, release       entries carry only `id`; acked and deleted when done
+    {mesh:P}:queue:inference:MODEL  stream  decoded, release      the same
+    mesh:stream:results             stream  end                   every finished job, capped (MESH_RESULTS_STREAM_LENGTH)
+    mesh:workers                    hash    heartbeats            a minute from the last beat
+    mesh:id-secret                  string  first process         for ever: tells an expired ID from one never given
+
+    channel            payload
+    mesh:results       every finished job
+    mesh:results:M     every finished job of model M
+    mesh:jobs:ID       every event of one job
+    mesh:wake:NAME     jobs whose end one gateway process waits for; internal, always MessagePack
+
+P is the partition, a hash tag: all keys of a job lie in one slot of a Redis Cluster.
+"""
+
+GROUP = "workers"
+"""The consumer group of every queue."""
+
+RESULTS_CHANNEL = "mesh:results"
+RESULTS_STREAM = "mesh:stream:results"
+WORKERS = "mesh:workers"
+ID_SECRET = "mesh:id-secret"  # noqa: S105 - a key's name, not a secret
+
+
+def _tag(partition: int) -> str:
+    return f"{{mesh:{partition}}}"
+
+
+def job(partition: int, job_id: str) -> str:
+    """The job's hash: the truth about it."""
+    return f"{_tag(partition)}:job:{job_id}"
+
+
+def upload(partition: int, job_id: str) -> str:
+    """The picture's bytes as they were sent."""
+    return f"{_tag(partition)}:upload:{job_id}"
+
+
+def tensor(partition: int, job_id: str, fence: int) -> str:
+    """The letterboxed pixels of one attempt; the fence keeps a late writer off its successor's tensor."""
+    return f"{_tag(partition)}:tensor:{job_id}:{fence}"
+
+
+def live(partition: int) -> str:
+    """What has not ended yet, by deadline."""
+    return f"{_tag(partition)}:live"
+
+
+def reserved(partition: int) -> str:
+    """The byte budget's books."""
+    return f"{_tag(partition)}:reserved"
+
+
+def idempotency(partition: int, key_hash: str) -> str:
+    """Where a client's idempotency key leads."""
+    return f"{_tag(partition)}:key:{key_hash}"
+
+
+def queue(partition: int, stage: str) -> str:
+    """The stream of a stage: `preprocess` or `inference:MODEL`."""
+    return f"{_tag(partition)}:queue:{stage}"
+
+
+def results_of(model: str) -> str:
+    """The channel of one model's results."""
+    return f"{RESULTS_CHANNEL}:{model}"
+
+
+def events_of(job_id: str) -> str:
+    """The channel of one job's events."""
+    return f"mesh:jobs:{job_id}"
+
+
+def wake(name: str) -> str:
+    """The channel on which one gateway process is told of the ends it waits for."""
+    return f"mesh:wake:{name}"

@@ -1,0 +1,50 @@
+#!lua
+-- Accept a job: idempotency, budget, job, enqueue, in one step. The upload lies in KEYS[2] already.
+-- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 queue, 6 idempotency ("" key of the job itself when there is none)
+-- ARGV: 1 id, 2 bytes to reserve, 3 budget in bytes, 4 deadline from now in ms, 5 result TTL in ms, 6 request hash,
+--       7 event channel, 8 event payload, 9.. field/value pairs of the job
+-- Returns {"new"} | {"same", id} | {"mismatch"} | {"lost"} (the staged upload is gone) | {"full", bytes reserved}
+local id = ARGV[1]
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return { 'same', id } -- our own retry: the reply was lost, the job was not
+end
+local keyed = KEYS[6] ~= KEYS[1]
+local refusal
+if keyed then
+  local known = redis.call('GET', KEYS[6])
+  if known then
+    local earlier, hash = string.match(known, '^(%S+) (%S*)$')
+    refusal = hash == ARGV[6] and { 'same', earlier } or { 'mismatch' }
+  end
+end
+if not refusal and redis.call('EXISTS', KEYS[2]) == 0 then
+  refusal = { 'lost' }
+end
+if not refusal then
+  local held = tonumber(redis.call('HGET', KEYS[4], id) or 0)
+  local total = reserved_total(KEYS[4]) - held + tonumber(ARGV[2])
+  if total > tonumber(ARGV[3]) then
+    refusal = { 'full', total }
+  end
+end
+if refusal then
+  redis.call('DEL', KEYS[2])
+  redis.call('ZREM', KEYS[3], id)
+  give_back(KEYS[4], id)
+  return refusal
+end
+
+local deadline = now_ms() + tonumber(ARGV[4])
+local kept = tonumber(ARGV[4]) + tonumber(ARGV[5])
+reserve(KEYS[4], id, tonumber(ARGV[2]))
+redis.call('ZADD', KEYS[3], deadline, id)
+redis.call('PEXPIRE', KEYS[2], kept)
+local entry = redis.call('XADD', KEYS[5], '*', 'id', id)
+redis.call('HSET', KEYS[1], 'status', 'queued', 'fence', 0, 'attempts', 0, 'deadline_ms', deadline, 'entry', entry,
+  'queue', KEYS[5], unpack(ARGV, 9))
+redis.call('PEXPIRE', KEYS[1], kept)
+if keyed then
+  redis.call('SET', KEYS[6], id .. ' ' .. ARGV[6], 'PX', kept)
+end
+redis.call('PUBLISH', ARGV[7], ARGV[8])
+return { 'new' }

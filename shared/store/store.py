@@ -1,0 +1,115 @@
+"""The store as the services hold it: jobs, uploads, tensors, queues, events and heartbeats over one Redis."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from shared.errors import StoreUnavailable
+from shared.settings import Settings
+from shared.store.budget import Budget, ByteBudget
+from shared.store.clock import Clock
+from shared.store.connection import Connection
+from shared.store.depths import Depth, depths
+from shared.store.events import Events
+from shared.store.heartbeats import Heartbeats
+from shared.store.ids import Ids
+from shared.store.jobs import Jobs
+from shared.store.streams import Consumer
+from shared.store.tensors import RedisTensors
+from shared.store.uploads import Uploads
+
+RETRY_S = 0.5
+CLOCK_REFRESH_S = 30.0
+SWEEP_S = 2.0
+
+log = structlog.get_logger()
+
+
+class Store:
+    """Made by `connect`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection = Connection(settings)
+        self._ids = Ids(settings.partitions)
+        self._budget = ByteBudget(self._connection, settings.byte_budget, settings.partitions)
+        self.clock = Clock()
+        self.ready = asyncio.Event()
+        self.tensors = RedisTensors(self._connection)
+        self.uploads = Uploads(self._connection, self._ids, self._budget)
+        self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.tensors)
+        self.events = Events(self._connection, self.jobs.read)
+        self.heartbeats = Heartbeats(self._connection, self.clock, alive_s=settings.heartbeat_s * 3)
+
+    async def ping(self) -> None:
+        """Check that Redis answers.
+
+        Raises:
+            StoreUnavailable: it does not.
+        """
+        await self._connection.run_one("PING")
+
+    def consumer(self, stage: str, name: str) -> Consumer:
+        """A seat at a stage's queue: `preprocess` or `inference:MODEL`."""
+        return Consumer(
+            self._connection,
+            self.jobs,
+            stage=stage,
+            name=name,
+            partitions=self._settings.partitions,
+            lease_s=self._settings.lease_s,
+        )
+
+    async def depths(self, models: list[str]) -> dict[str, Depth]:
+        """The queues of all stages."""
+        stages = ["preprocess", *(f"inference:{model}" for model in models)]
+        return await depths(self._connection, self.clock, stages, self._settings.partitions)
+
+    async def budget(self) -> Budget:
+        """The byte budget over all partitions."""
+        return await self._budget.read()
+
+    async def keep_up(self) -> None:
+        """Fetch what every process needs from Redis, waiting for it, and keep the clock in step. Runs for ever."""
+        while True:
+            try:
+                await self._ids.load(self._connection)
+                await self.clock.refresh(self._connection)
+                self.ready.set()
+                await asyncio.sleep(CLOCK_REFRESH_S)
+            except StoreUnavailable as error:
+                log.warning("store.unavailable", error=error.detail)
+                await asyncio.sleep(RETRY_S)
+
+    async def sweep_forever(self) -> None:
+        """End overdue jobs and drop abandoned uploads, every few seconds. Any number of processes may do it."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            for partition in range(self._settings.partitions):
+                with contextlib.suppress(StoreUnavailable):
+                    swept = await self.jobs.sweep(partition)
+                    if swept:
+                        log.info("store.swept", partition=partition, jobs=swept)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._connection.close()
+
+
+@asynccontextmanager
+async def connect(settings: Settings, *, wait_s: float = 5.0) -> AsyncGenerator[Store]:
+    """A store for this process. Waits up to `wait_s` for Redis' first answer, and goes on without: it may come later."""
+    store = Store(settings)
+    upkeep = asyncio.create_task(store.keep_up())
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await store.ready.wait()
+        yield store
+    finally:
+        upkeep.cancel()
+        await asyncio.gather(upkeep, return_exceptions=True)
+        await store.close()

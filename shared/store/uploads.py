@@ -1,0 +1,64 @@
+"""Pictures as they were sent: staged in chunks before a job is accepted, fetched once by a preprocess worker."""
+
+from shared.errors import Overloaded, UploadLost
+from shared.messages import Ticket
+from shared.store import keys
+from shared.store.budget import ByteBudget
+from shared.store.connection import Connection
+from shared.store.ids import Ids
+
+STAGING_TTL_MS = 60_000
+"""How long a staged upload survives its last chunk; a gateway that died leaves it to this and to the sweep."""
+
+
+class Uploads:
+    """Uploads in Redis, a string each."""
+
+    def __init__(self, connection: Connection, ids: Ids, budget: ByteBudget) -> None:
+        self._connection = connection
+        self._ids = ids
+        self._budget = budget
+
+    async def append(self, job_id: str, chunk: bytes) -> None:
+        """Stage one chunk and reserve its bytes.
+
+        Raises:
+            Overloaded: the byte budget is spent; nothing of this chunk is kept.
+            StoreUnavailable: Redis does not answer.
+        """
+        partition = self._ids.partition(job_id)
+        limit = await self._budget.limit_bytes()
+        (kept,) = await self._connection.run(
+            self._connection.call(
+                "stage",
+                [keys.upload(partition, job_id), keys.live(partition), keys.reserved(partition)],
+                job_id, chunk, limit, STAGING_TTL_MS,
+            )
+        )  # fmt: skip
+        if not kept:
+            raise Overloaded("the mesh holds as many bytes as it may", retry_after_s=1)
+
+    async def discard(self, job_id: str) -> None:
+        """Drop what is staged under an ID that was not accepted, and give its reservation back."""
+        partition = self._ids.partition(job_id)
+        await self._connection.run(
+            self._connection.call(
+                "discard",
+                [
+                    keys.upload(partition, job_id), keys.live(partition), keys.reserved(partition),
+                    keys.job(partition, job_id),
+                ],
+                job_id,
+            )
+        )  # fmt: skip
+
+    async def get(self, ticket: Ticket) -> bytes:
+        """The picture of a claimed job.
+
+        Raises:
+            UploadLost: it is gone, which only a job that ended meanwhile explains.
+        """
+        data = await self._connection.run_one("GET", keys.upload(ticket.partition, ticket.id))
+        if data is None:
+            raise UploadLost("the upload is no longer kept")
+        return bytes(data)

@@ -24,6 +24,7 @@ from shared.store import keys
 from shared.store.connection import Connection
 
 RECONNECT_S = 0.5
+CONFIRM_S = 1.0
 REREAD_S = 5.0
 """A waiter reads its job this often even if nothing came: a message lost between two healthy ends is not noticed else."""
 
@@ -127,11 +128,12 @@ class Events:
         if self._watched[channel] > 1:
             return
         confirmed = self._confirmations[channel] = asyncio.Event()
-        if self._pubsub is not None:
-            with contextlib.suppress(RedisError, OSError):
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            if self._pubsub is not None:  # else `_listen` subscribes as soon as it is connected
                 await self._pubsub.subscribe(channel)
-                async with asyncio.timeout(1):
-                    await confirmed.wait()
+            async with asyncio.timeout(CONFIRM_S):
+                await confirmed.wait()
+        confirmed.set()  # a confirmation from now on makes the waiters read again
 
     async def _unsubscribe(self, channel: str) -> None:
         self._watched[channel] -= 1
@@ -148,12 +150,10 @@ class Events:
             client = self._connection.listener()
             pubsub = client.pubsub()
             try:
-                await pubsub.subscribe(self.channel, *self._watched)
+                await pubsub.subscribe(self.channel)
                 self._pubsub = pubsub
-                # Whoever waited while we were deaf may have missed the one message.
-                for waiters in self._waiters.values():
-                    for waiter in waiters:
-                        waiter.put(None)
+                if self._watched:
+                    await pubsub.subscribe(*self._watched)
                 while True:
                     message = await pubsub.get_message(timeout=None)  # type: ignore[arg-type] # None blocks; the stub says float
                     if message is not None:
@@ -168,8 +168,8 @@ class Events:
                     await client.aclose()
 
     def _hear(self, kind: str, channel: str, data: object) -> None:
-        if kind == "subscribe" and channel in self._confirmations:
-            self._confirmations[channel].set()
+        if kind == "subscribe":
+            self._confirm(channel)
         if kind != "message" or not isinstance(data, bytes):
             return
         try:
@@ -179,3 +179,17 @@ class Events:
             return
         for waiter in self._waiters.get(job.id, ()):
             waiter.put(job)
+
+    def _confirm(self, channel: str) -> None:
+        """We hear this channel from now on. Whoever waited while we were deaf may have missed the one message."""
+        confirmed = self._confirmations.get(channel)
+        if channel == self.channel:
+            deaf = [waiter for waiters in self._waiters.values() for waiter in waiters]
+        elif confirmed is not None and confirmed.is_set():
+            deaf = self._waiters.get(channel.removeprefix(keys.events_of("")), [])
+        else:
+            deaf = []
+        for waiter in deaf:
+            waiter.put(None)
+        if confirmed is not None:
+            confirmed.set()

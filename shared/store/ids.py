@@ -17,7 +17,7 @@ from shared.store import keys
 from shared.store.connection import Connection
 
 _TAG_BYTES = 4
-_RAW_BYTES = 2 + 16 + _TAG_BYTES
+_LENGTH = 36
 
 
 class Ids:
@@ -45,7 +45,7 @@ class Ids:
         else:
             partition = zlib.crc32(idempotency_key.encode()) % self._partitions
         body = partition.to_bytes(2, "big") + secrets.token_bytes(16)
-        return base64.b32encode(body + self._tag(body)).decode().rstrip("=").lower()
+        return _text(body + self._tag(body))
 
     def partition(self, job_id: str) -> int:
         """The partition that holds this job.
@@ -54,13 +54,18 @@ class Ids:
             UnknownJob: the ID was never given.
         """
         try:
-            raw = base64.b32decode(job_id.upper() + "=" * (-len(job_id) % 8)) if len(job_id) == 36 else b""
+            raw = base64.b32decode(job_id.upper() + "=" * (-len(job_id) % 8)) if len(job_id) == _LENGTH else b""
         except (binascii.Error, ValueError):
             raw = b""
         body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
-        if len(raw) != _RAW_BYTES or job_id != job_id.lower() or not secrets.compare_digest(tag, self._tag(body)):
+        # Base32 has spare bits at the end, so only the one spelling that we give out is taken.
+        if not secrets.compare_digest(tag, self._tag(body)) or _text(raw) != job_id:
             raise UnknownJob("no job has this ID")
         return int.from_bytes(body[:2], "big")
 
     def _tag(self, body: bytes) -> bytes:
         return hashlib.blake2b(body, digest_size=_TAG_BYTES, key=self._secret).digest()
+
+
+def _text(raw: bytes) -> str:
+    return base64.b32encode(raw).decode().rstrip("=").lower()

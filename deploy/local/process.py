@@ -1,0 +1,83 @@
+"""One child process of the local mesh: started with its log in a file, ended with it, and never left behind."""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Run in the child before it becomes the program: the kernel ends it when its parent is gone, even by kill -9."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:  # the parent died before prctl
+        os._exit(1)
+
+
+class Process:
+    """A named program with its arguments, environment and log file."""
+
+    def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._environ = dict(environ)
+        self._running: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process ID while it runs."""
+        return self._running.pid if self._running and self._running.returncode is None else None
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code once it has ended; negative for a signal."""
+        return self._running.returncode if self._running else None
+
+    async def start(self) -> None:
+        """Start it, with a session of its own so that a terminal's Ctrl-C reaches only us, who stop it in order."""
+        with self.log.open("ab") as log:
+            self._running = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environ,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    async def wait(self) -> int:
+        """Wait until it has ended; returns its exit code."""
+        assert self._running is not None, "not started"  # noqa: S101
+        return await self._running.wait()
+
+    async def stop(self, within_s: float) -> None:
+        """Ask it to end, and end it and its children for good if it has not within `within_s`."""
+        if self._running is None or self._running.returncode is not None:
+            return
+        self._running.terminate()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._running.wait()
+        except TimeoutError:
+            os.killpg(self._running.pid, signal.SIGKILL)
+            await self._running.wait()
+
+    def last_line(self) -> str:
+        """The last line it logged, for an error of one line."""
+        try:
+            lines = self.log.read_text("utf-8", "replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+
+def python_module(name: str) -> list[str]:
+    """The command that runs a module with this Python."""
+    return [sys.executable, "-m", name]

@@ -1,0 +1,85 @@
+"""The embedded Triton: NVIDIA's own server from the package `nvidia-pytriton`, with our model repository.
+
+The wheel carries the server and its Python backend, with a stub for each minor version of Python. Triton wants the
+backend's library, its Python module and the stub side by side, so they are linked into a folder of the run directory.
+"""
+
+import http.client
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from deploy.local.errors import StartError
+from deploy.local.process import Process
+
+
+class Triton(Process):
+    """A Triton on the loopback address that serves these models of a repository, and only these."""
+
+    def __init__(
+        self, folder: Path, repository: Path, models: Sequence[str], *, http_port: int, grpc_port: int, metrics_port: int
+    ) -> None:
+        self.http_port = http_port
+        self.url = f"127.0.0.1:{grpc_port}"
+        package = _package()
+        server = package / "tritonserver"
+        command = [
+            str(server / "bin" / "tritonserver"),
+            f"--model-repository={repository}",
+            f"--backend-directory={_backends(server, folder / 'backends')}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in models),
+            "--http-address=127.0.0.1", f"--http-port={http_port}",
+            "--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}",
+            "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}",
+            "--exit-timeout-secs=3",
+            "--disable-auto-complete-config",
+        ]  # fmt: skip
+        library_path = [package.parent / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")]
+        environ = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(folder),
+            "LD_LIBRARY_PATH": ":".join(str(path) for path in library_path),
+            "PYTHONPATH": ":".join([*site.getsitepackages(), *(path for path in sys.path if path.endswith("-packages"))]),
+            # Threads of BLAS behind numpy would only take cores from the graph's own.
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        super().__init__("triton", command, environ, folder / "triton.log")
+
+    def ready(self) -> bool:
+        """Whether the server and all its models answer. Blocks for at most a second."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=1)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.client.OK
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+def _package() -> Path:
+    # Found, not imported: importing pytriton would load its whole client side.
+    spec = find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise StartError("the package nvidia-pytriton is missing: pip install 'visionmesh[local]', or set MESH_TRITON_URL")
+    return Path(spec.origin).parent
+
+
+def _backends(server: Path, folder: Path) -> Path:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.exists():
+        raise StartError(f"the embedded Triton has no stub for Python {version}; use 3.11 or 3.12, or set MESH_TRITON_URL")
+    python = folder / "python"
+    python.mkdir(parents=True, exist_ok=True)
+    backend = server / "backends" / "python"
+    for file in (backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", stub):
+        link = python / file.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+    return folder

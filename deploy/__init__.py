@@ -1,0 +1,1 @@
+"""Ways to run the mesh: on one machine, in containers; and what Triton is given to serve."""

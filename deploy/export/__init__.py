@@ -1,0 +1,1 @@
+"""From ONNX exports to what Triton serves."""

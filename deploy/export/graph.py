@@ -9,6 +9,7 @@ that C gives what B gives.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,7 +77,7 @@ def plain(model: ModelProto) -> ModelProto:
     nodes = [*front, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.append(numpy_helper.from_array(np.float32(1 / 255), "per_grey_level"))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(1 / 255, np.float32), "per_grey_level"))
     del graph.input[:]
     graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", height, width, 3]))
     _rename_output(served)
@@ -117,7 +118,7 @@ def _nms_nodes() -> list[NodeProto]:
     scattered into it, and TopK of the plane sorts and cuts each image on its own, whatever its neighbours have.
     """
 
-    def node(kind: str, inputs: str, outputs: str, **attributes: object) -> NodeProto:
+    def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> NodeProto:
         return helper.make_node(kind, inputs.split(), outputs.split(), **attributes)
 
     return [

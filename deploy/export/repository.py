@@ -1,8 +1,8 @@
 """Writes the model repository that the embedded Triton serves: a folder per model with its configuration, graph and code.
 
-    REPOSITORY/small/config.pbtxt
-    REPOSITORY/small/1/model.py      (deploy/triton/model.py: runs the graph with ONNX Runtime)
-    REPOSITORY/small/1/model.onnx
+REPOSITORY/small/config.pbtxt
+REPOSITORY/small/1/model.py      (deploy/triton/model.py: runs the graph with ONNX Runtime)
+REPOSITORY/small/1/model.onnx
 """
 
 import shutil
@@ -15,7 +15,11 @@ from deploy.export import graph
 _MODEL_PY = Path(__file__).parents[1] / "triton" / "model.py"
 DEFAULT_ONNX = Path(__file__).parents[1] / "models" / "ssdlite_mobilenet_v2_coco_300.onnx"
 
-_TRITON_TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32", onnx.TensorProto.INT32: "TYPE_INT32"}
+_TRITON_TYPES: dict[int, str] = {
+    onnx.TensorProto.UINT8: "TYPE_UINT8",
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+    onnx.TensorProto.INT32: "TYPE_INT32",
+}
 
 
 def write(repository: Path, source: Path, name: str, *, max_batch: int = 8) -> list[str]:

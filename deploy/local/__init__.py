@@ -1,0 +1,1 @@
+"""The whole mesh on one machine, with a real Valkey and a real Triton."""

@@ -1,22 +1,13 @@
 """One child process of the local mesh: started with its log in a file, ended with it, and never left behind."""
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def die_with_parent() -> None:
-    """Run in the child before it becomes the program: the kernel ends it when its parent is gone, even by kill -9."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:  # the parent died before prctl
-        os._exit(1)
+from shared.parent import die_with_parent
 
 
 class Process:
@@ -75,7 +66,12 @@ class Process:
             lines = self.log.read_text("utf-8", "replace").strip().splitlines()
         except OSError:
             return ""
-        return lines[-1] if lines else ""
+        lines = [line for line in lines if self.is_telling(line)]
+        return lines[-1].strip() if lines else ""
+
+    def is_telling(self, line: str) -> bool:
+        """Whether a log line may be the one that says what went wrong."""
+        return bool(line.strip())
 
 
 def python_module(name: str) -> list[str]:

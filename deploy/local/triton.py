@@ -41,7 +41,8 @@ class Triton(Process):
         ]  # fmt: skip
         library_path = [package.parent / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")]
         environ = {
-            "PATH": os.environ.get("PATH", os.defpath),
+            # The stub finds its packages as the first `python3` on PATH would: ours.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
             "HOME": str(folder),
             "LD_LIBRARY_PATH": ":".join(str(path) for path in library_path),
             "PYTHONPATH": ":".join([*site.getsitepackages(), *(path for path in sys.path if path.endswith("-packages"))]),
@@ -49,6 +50,10 @@ class Triton(Process):
             "OPENBLAS_NUM_THREADS": "1",
         }
         super().__init__("triton", command, environ, folder / "triton.log")
+
+    def is_telling(self, line: str) -> bool:
+        """Triton ends its log with tables; its errors begin with an E and the date."""
+        return line.startswith("E")
 
     def ready(self) -> bool:
         """Whether the server and all its models answer. Blocks for at most a second."""

@@ -1,0 +1,245 @@
+"""The whole mesh on this machine: started in order, watched, restarted part by part, and stopped without a trace.
+
+    Valkey ┐                      ┌ preprocess worker ┐
+           ├─ both answer ──▶ ────┤ inference worker  ├──▶ /readyz says ready
+    Triton ┘                      └ gateway           ┘
+
+Servers named by MESH_REDIS_URL or MESH_TRITON_URL are used instead of our own. Everything that is written lies in one
+temporary folder, which goes with the mesh.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from deploy.export import repository
+from deploy.local import ports
+from deploy.local.errors import StartError
+from deploy.local.process import Process, python_module
+from deploy.local.triton import Triton
+from deploy.local.valkey import Valkey
+
+READY_WITHIN_S = 60.0
+POLL_S = 0.05
+STOP_WITHIN_S = 9.0
+RESTART_LEAST_S, RESTART_MOST_S = 0.2, 10.0
+STEADY_S = 30.0
+"""A process that ran this long before it died is restarted at once: it is no crash loop."""
+
+STARTS_ALLOWED = 3
+"""A part that dies this often before the mesh was ever ready will not become ready."""
+
+MISUSE = 2
+"""The exit code with which our services say that their configuration is wrong; starting them again would not help."""
+
+Progress = Callable[[str, str], None]
+"""Told `(part, what it is doing)`, for people who wait."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run the mesh. `port` 0 takes 9600 or, if that is taken, any free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    preprocess_workers: int = 1
+    inference_workers: int = 1
+    redis_url: str = ""
+    triton_url: str = ""
+    environ: dict[str, str] = {}
+
+
+DEFAULT_PORT = 9600
+
+
+class LocalMesh:
+    """Made and started by `running`."""
+
+    def __init__(self, options: Options, folder: Path, progress: Progress) -> None:
+        self.folder = folder
+        self.processes: dict[str, Process] = {}
+        self.redis_url = options.redis_url
+        self.triton_url = options.triton_url
+        self._options = options
+        self._progress = progress
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._was_ready = False
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Set to one line when a part cannot be kept running."""
+        if options.port:
+            self.port = ports.claim(options.port, options.host)
+        else:
+            self.port = DEFAULT_PORT if ports.is_free(DEFAULT_PORT, options.host) else ports.free(options.host)
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        host = "127.0.0.1" if self._options.host in ("0.0.0.0", "::", "") else self._options.host  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Start all parts and wait until the mesh is ready.
+
+        Raises:
+            StartError: a part does not start; its last words are in the message.
+        """
+        await asyncio.gather(self._start_valkey(), self._start_triton())
+        environ = self.service_environ()
+        services = {"gateway": "gateway"}
+        services |= _numbered("preprocess", "preprocess_worker", self._options.preprocess_workers)
+        services |= _numbered("inference", "inference_worker", self._options.inference_workers)
+        for name, module in services.items():
+            self._progress(name, "starting")
+            process = Process(name, python_module(module), environ, self.folder / f"{name}.log")
+            await self._launch(process)
+        await self._until(self._is_ready, "the mesh", list(services))
+        self._was_ready = True
+
+    def service_environ(self) -> dict[str, str]:
+        """The environment of our services, which also serves a client of this mesh's Redis."""
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("MESH_LOCAL_")}
+        environ |= {
+            "MESH_REDIS_URL": self.redis_url,
+            "MESH_TRITON_URL": self.triton_url,
+            "MESH_HOST": self._options.host,
+            "MESH_PORT": str(self.port),
+            # A pool of BLAS threads in every worker would fight over the cores; no stage of ours uses them.
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        return environ | self._options.environ
+
+    async def stop(self) -> None:
+        """Stop in the order in which work flows, so that what is in progress can end. Takes at most ten seconds."""
+        for watcher in self._watchers.values():
+            watcher.cancel()
+        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
+        deadline_s = time.monotonic() + STOP_WITHIN_S
+        first = [process for name, process in self.processes.items() if name not in ("valkey", "triton")]
+        last = [process for name, process in self.processes.items() if name in ("valkey", "triton")]
+        for group, reserve_s in ((first, 3.0), (last, 0.0)):
+            within_s = max(deadline_s - reserve_s - time.monotonic(), 0.5)
+            await asyncio.gather(*(process.stop(within_s) for process in group))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- the parts -----------------------------------------------------------------------------------------------
+
+    async def _start_valkey(self) -> None:
+        if self.redis_url:
+            self._progress("valkey", f"using {self.redis_url}")
+            return
+        self._progress("valkey", "starting")
+        valkey = Valkey(self.folder, ports.free())
+        self.redis_url = valkey.url
+        await self._launch(valkey)
+        await self._until(valkey.ready, "Valkey", ["valkey"])
+        self._progress("valkey", "ready")
+
+    async def _start_triton(self) -> None:
+        if self.triton_url:
+            self._progress("triton", f"using {self.triton_url}")
+            return
+        self._progress("triton", "writing the models")
+        models = self.folder / "models"
+        names = await asyncio.to_thread(repository.write, models, repository.DEFAULT_ONNX, "small")
+        http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
+        triton = Triton(self.folder, models, names, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
+        self.triton_url = triton.url
+        self._progress("triton", "loading the models")
+        await self._launch(triton)
+
+        async def is_ready() -> bool:
+            return await asyncio.to_thread(triton.ready)
+
+        await self._until(is_ready, "Triton", ["triton"])
+        self._progress("triton", "ready")
+
+    async def _is_ready(self) -> bool:
+        checks = await asyncio.to_thread(_readiness, self._options.host, self.port)
+        for name, holds in checks.items():
+            self._progress(name, "ready" if holds else "starting")
+        return bool(checks) and all(checks.values())
+
+    async def _until(self, ready: Callable[[], Awaitable[bool]], what: str, parts: list[str]) -> None:
+        """Poll until `ready`; a part that ends with a configuration error meanwhile, or time running out, is a StartError."""
+        deadline_s = time.monotonic() + READY_WITHIN_S
+        while not await ready():
+            if self.failed.done():
+                raise StartError(self.failed.result())
+            if time.monotonic() > deadline_s:
+                said = "; ".join(f"{part}: {line}" for part in parts if (line := self.processes[part].last_line()))
+                raise StartError(f"{what} is not ready after {READY_WITHIN_S:g} s; {said or 'its log is empty'}")
+            await asyncio.sleep(POLL_S)
+
+    # --- keeping them running ------------------------------------------------------------------------------------
+
+    async def _launch(self, process: Process) -> None:
+        await process.start()
+        self.processes[process.name] = process
+        self._watchers[process.name] = asyncio.create_task(self._watch(process))
+
+    async def _watch(self, process: Process) -> None:
+        """Restart a part that dies, with backoff; give up only on one whose configuration is wrong."""
+        pause_s = RESTART_LEAST_S
+        ends = 0
+        while True:
+            started_s = time.monotonic()
+            code = await process.wait()
+            ends += 1
+            if code == MISUSE or (ends == STARTS_ALLOWED and not self._was_ready):
+                if not self.failed.done():
+                    self.failed.set_result(process.last_line() or f"{process.name} ends at once, with exit code {code}")
+                return
+            if time.monotonic() - started_s > STEADY_S:
+                pause_s = RESTART_LEAST_S
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            self._progress(process.name, f"ended with {how}; restarting")
+            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - jitter needs no secrecy
+            pause_s = min(pause_s * 2, RESTART_MOST_S)
+            await process.start()
+            self._progress(process.name, f"restarted as process {process.pid}")
+
+
+@asynccontextmanager
+async def running(options: Options, progress: Progress = lambda _part, _doing: None) -> AsyncGenerator[LocalMesh]:
+    """A mesh that is ready, for as long as the block lasts.
+
+    Raises:
+        StartError: it does not start; nothing is left running.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="visionmesh-"))
+    try:
+        mesh = LocalMesh(options, folder, progress)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    try:
+        await mesh.start()
+        yield mesh
+    finally:
+        # A second Ctrl-C must not leave half of the mesh behind.
+        await asyncio.shield(mesh.stop())
+
+
+def _numbered(name: str, module: str, count: int) -> dict[str, str]:
+    return {name if count == 1 else f"{name}-{number}": module for number in range(1, count + 1)}
+
+
+def _readiness(host: str, port: int) -> dict[str, bool]:
+    connection = http.client.HTTPConnection("127.0.0.1" if host in ("0.0.0.0", "::", "") else host, port, timeout=2)  # noqa: S104
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/readyz")
+            return json.loads(connection.getresponse().read())["checks"]
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
+            return {}

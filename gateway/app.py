@@ -1,0 +1,94 @@
+"""The gateway's application: routes, middleware, and what lives as long as the process.
+
+    request ──▶ RequestMiddleware (ID, time, slow log) ──▶ Starlette (router, problems) ──▶ gateway.routes.*
+
+`create` is called by Granian in each of its worker processes; settings were checked by `gateway.__main__` before.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import AsyncGenerator
+from typing import TypedDict
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from gateway import encoders, problems
+from gateway.mesh import Mesh
+from gateway.middleware import RequestMiddleware
+from gateway.routes import health, jobs, models, predict
+from shared import errors, log
+from shared import models as registry
+from shared.heartbeat import beat_forever
+from shared.parent import die_with_parent
+from shared.settings import Settings, read
+from shared.store import connect
+
+
+class State(TypedDict):
+    """What Starlette puts into `request.state`."""
+
+    mesh: Mesh
+
+
+async def describe(request: Request) -> Response:
+    """`GET /`: what this service is and where to go on."""
+    mesh: Mesh = request.state.mesh
+    return encoders.answer(
+        request,
+        {
+            "service": "visionmesh",
+            "description": "Finds objects in pictures: POST one to /v1/jobs or /predict/{model}",
+            "models": sorted(mesh.registry.models),
+            "formats": mesh.settings.formats.split(","),
+            "max_upload_bytes": mesh.settings.max_upload_bytes,
+            "endpoints": sorted({route.path for route in ROUTES if isinstance(route, Route)}),
+        },
+    )
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/", describe, methods=["GET"]),
+    *jobs.ROUTES,
+    *predict.ROUTES,
+    *models.ROUTES,
+    *health.ROUTES,
+]
+
+
+def create(settings: Settings | None = None) -> Starlette:
+    """The ASGI application.
+
+    Raises:
+        SettingsError, RegistryError: the configuration is wrong.
+    """
+    settings = settings or read()
+    log.configure(settings, "gateway")
+    served = registry.load(settings.models)
+    served.get(settings.default_model)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[State]:
+        die_with_parent()  # Granian's workers would else outlive it and keep the port
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        async with connect(settings) as store, store.events:
+            beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, dict))
+            try:
+                yield {"mesh": Mesh(settings, served, store, name)}
+            finally:
+                beat.cancel()
+                await asyncio.gather(beat, return_exceptions=True)
+
+    return Starlette(
+        routes=ROUTES,
+        lifespan=lifespan,
+        middleware=[Middleware(RequestMiddleware, slow_ms=settings.slow_request_ms)],
+        exception_handlers={errors.MeshError: problems.on_mesh_error, HTTPException: problems.on_http_exception},
+    )

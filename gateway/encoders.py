@@ -1,0 +1,107 @@
+"""How an answer is written: JSON or MessagePack by `Accept`, and a job's detections in the format asked for.
+
+A format is a function and a row in `FORMATS`. `mesh` is the contract's own; the others are what the tools of the field read.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from shared.errors import InvalidParameter
+from shared.messages import Detection, Job
+
+_to_json = msgspec.json.Encoder().encode
+_to_msgpack = msgspec.msgpack.Encoder().encode
+_MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
+
+_COCO_LEFT_OUT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
+_COCO_CATEGORY_IDS = [number for number in range(1, 92) if number not in _COCO_LEFT_OUT]
+"""COCO's 80 detection classes in order, numbered as in its annotation files: 1-90 with gaps."""
+
+
+def _ultralytics(job: Job) -> dict[str, Any]:
+    """As `Results.to_json()` of Ultralytics: name, class, confidence, box with corners."""
+    return {
+        "detections": [
+            {"name": found.label, "class": found.class_id, "confidence": found.confidence, "box": found.box}
+            for found in job.detections or ()
+        ]
+    }
+
+
+def _roboflow(job: Job) -> dict[str, Any]:
+    """As Roboflow's inference API: centre and size; `supervision.Detections.from_inference` takes the whole answer."""
+    predictions = [
+        {
+            "x": (found.box.x1 + found.box.x2) / 2,
+            "y": (found.box.y1 + found.box.y2) / 2,
+            "width": found.box.x2 - found.box.x1,
+            "height": found.box.y2 - found.box.y1,
+            "confidence": found.confidence,
+            "class": found.label,
+            "class_id": found.class_id,
+        }
+        for found in job.detections or ()
+    ]
+    return {"predictions": predictions, "detections": None}
+
+
+def _coco(job: Job) -> dict[str, Any]:
+    """As COCO's result files: `[x, y, width, height]` and category IDs."""
+    return {
+        "detections": [
+            {
+                "image_id": job.id,
+                "category_id": _coco_category(found),
+                "bbox": [found.box.x1, found.box.y1, found.box.x2 - found.box.x1, found.box.y2 - found.box.y1],
+                "score": found.confidence,
+            }
+            for found in job.detections or ()
+        ]
+    }
+
+
+def _coco_category(found: Detection) -> int:
+    return _COCO_CATEGORY_IDS[found.class_id] if found.class_id < len(_COCO_CATEGORY_IDS) else found.class_id + 1
+
+
+FORMATS: dict[str, Callable[[Job], dict[str, Any]] | None] = {
+    "mesh": None,
+    "ultralytics": _ultralytics,
+    "roboflow": _roboflow,
+    "coco": _coco,
+}
+
+
+def check_format(name: str | None) -> str:
+    """The name of a format; `mesh` if none was asked for.
+
+    Raises:
+        InvalidParameter: there is no such format.
+    """
+    if name is None:
+        return "mesh"
+    if name not in FORMATS:
+        raise InvalidParameter(f"format: {name!r} is not one of {', '.join(FORMATS)}")
+    return name
+
+
+def answer(request: Request, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer with this content, in what the client accepts."""
+    accept = request.headers.get("accept", "")
+    if any(kind in accept for kind in _MSGPACK_TYPES):
+        return Response(_to_msgpack(content), status, headers, media_type=_MSGPACK_TYPES[0])
+    return Response(_to_json(content), status, headers, media_type="application/json")
+
+
+def answer_job(
+    request: Request, job: Job, format_name: str = "mesh", status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """An answer with a job. Its stages' times go to the `Server-Timing` header as well."""
+    request.scope["stages_ms"] = job.timings_ms
+    encode = FORMATS[format_name]
+    content = job if encode is None else msgspec.structs.asdict(job) | encode(job)
+    return answer(request, content, status, headers)

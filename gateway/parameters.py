@@ -1,0 +1,92 @@
+"""What a request asks for, read from its query and headers and checked.
+
+Every unknown name and wrong value is an `InvalidParameter` that names it: a silently ignored `confidense=0.9` would cost its
+author an afternoon.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Collection
+
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+
+from shared.errors import InvalidParameter
+from shared.messages import JobOptions
+from shared.models import Model
+
+_ALIASES = {"conf": "confidence"}
+_OPTIONS = ("confidence", "iou", "max_detections", "classes")
+_MOST_DETECTIONS = 3000
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+(?:\.\d+)?)\"?", re.IGNORECASE)
+
+
+def check_names(query: QueryParams, known: Collection[str]) -> None:
+    """Refuse query parameters that this endpoint does not have.
+
+    Raises:
+        InvalidParameter: one is unknown, or given twice.
+    """
+    for name in query:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+            raise InvalidParameter(f"{name!r} is not a parameter of this endpoint; {hint}")
+        if len(query.getlist(name)) > 1:
+            raise InvalidParameter(f"{name!r} is given more than once")
+
+
+def submit_names(*more: str) -> list[str]:
+    """The query parameters of endpoints that take a picture."""
+    return [*_OPTIONS, *_ALIASES, *more]
+
+
+def job_options(query: QueryParams, model: Model) -> JobOptions:
+    """The options of a job for this model.
+
+    Raises:
+        InvalidParameter: a value is no number, out of range, or no class of the model.
+    """
+    given = {_ALIASES.get(name, name): value for name, value in query.items()}
+    most = _number("max_detections", given.get("max_detections"), 1, _MOST_DETECTIONS)
+    if most is not None and most != int(most):
+        raise InvalidParameter(f"max_detections: {given['max_detections']!r} is not a whole number")
+    classes = [name.strip() for name in given.get("classes", "").split(",") if name.strip()]
+    return JobOptions(
+        confidence=_number("confidence", given.get("confidence"), 0, 1),
+        iou=_number("iou", given.get("iou"), 0, 1),
+        max_detections=None if most is None else int(most),
+        class_ids=model.class_ids(classes),
+    )
+
+
+def wait_s(query: QueryParams, most_s: float) -> float:
+    """How long a read may wait for the job's end: `?wait=N` seconds, at most `most_s`.
+
+    Raises:
+        InvalidParameter: it is no number.
+    """
+    return min(_number("wait", query.get("wait"), 0, math.inf) or 0.0, most_s)
+
+
+def preferred_wait_s(request: Request, most_s: float) -> float | None:
+    """The `wait` of the Prefer headers (RFC 7240), at most `most_s`; `None` if there is none. What cannot be read in a
+    preference is ignored, as the RFC wants."""
+    for value in request.headers.getlist("prefer"):
+        match = _WAIT.search(value)
+        if match:
+            return min(float(match[1]), most_s)
+    return None
+
+
+def _number(name: str, text: str | None, least: float, most: float) -> float | None:
+    if text is None or text == "":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        raise InvalidParameter(f"{name}: {text!r} is not a number") from None
+    if not least <= number <= most:
+        raise InvalidParameter(f"{name}: {text} is not between {least:g} and {most:g}")
+    return number

@@ -1,0 +1,105 @@
+"""`/v1/jobs`: submit a picture, follow its job, cancel it."""
+
+import contextlib
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import encoders, parameters, uploads
+from gateway.mesh import Mesh
+from gateway.uploads import Upload
+from shared.errors import MeshError
+from shared.messages import TERMINAL, Job, JobOptions
+from shared.models import Model
+
+
+async def submit(request: Request) -> Response:
+    """`POST /v1/jobs?model=`: 202 with the job, or 200 with its end if `Prefer: wait=N` was given and kept."""
+    mesh: Mesh = request.state.mesh
+    async with uploads.open_body(request, mesh) as body:
+        query = request.query_params
+        parameters.check_names(query, parameters.submit_names("model", "format"))
+        model = mesh.registry.get(query.get("model") or mesh.settings.default_model)
+        options = parameters.job_options(query, model)
+        format_name = encoders.check_format(query.get("format"))
+        wait_s = parameters.preferred_wait_s(request, mesh.settings.max_wait_s)
+        upload = await uploads.receive(request, body, mesh)
+    if not wait_s:
+        job = await upload.accept(model, options, traceparent=request.scope["traceparent"])
+    else:
+        request.scope["waited"] = True
+        job = await accept_and_wait(request, upload, model, options, wait_s=wait_s)
+    headers = {"location": f"/v1/jobs/{job.id}"}
+    if job.status in TERMINAL:
+        if wait_s:
+            headers["preference-applied"] = f"wait={wait_s:g}"
+        return encoders.answer_job(request, job, format_name, 200, headers)
+    return encoders.answer_job(request, job, format_name, 202, headers | {"retry-after": "1"})
+
+
+async def accept_and_wait(
+    request: Request,
+    upload: Upload,
+    model: Model,
+    options: JobOptions,
+    *,
+    wait_s: float,
+    deadline_s: float | None = None,
+) -> Job:
+    """Accept a job and wait for its end; after `wait_s` it is returned as it is then."""
+    mesh: Mesh = request.state.mesh
+    events = mesh.store.events
+    with events.expect(upload.job_id) as waiter:
+        job = await upload.accept(
+            model, options, reply_to=events.channel, deadline_s=deadline_s, traceparent=request.scope["traceparent"]
+        )
+        if job.id == upload.job_id:
+            ended = await waiter.wait(wait_s)
+            return ended or await mesh.store.jobs.read(job.id)
+    return await wait_for(mesh, job.id, wait_s)  # the job of an earlier request with this idempotency key
+
+
+async def wait_for(mesh: Mesh, job_id: str, wait_s: float) -> Job:
+    """A job once it has ended, or as it is after `wait_s`."""
+    job = await mesh.store.jobs.read(job_id)
+    if job.status in TERMINAL or not wait_s:
+        return job
+    async with mesh.store.events.watch(job_id) as waiter:
+        ended = await waiter.wait(wait_s)
+    return ended or await mesh.store.jobs.read(job_id)
+
+
+async def read(request: Request) -> Response:
+    """`GET /v1/jobs/ID?wait=N`: the job, at once or when it has ended."""
+    mesh: Mesh = request.state.mesh
+    query = request.query_params
+    parameters.check_names(query, ["wait", "format"])
+    format_name = encoders.check_format(query.get("format"))
+    wait_s = parameters.wait_s(query, mesh.settings.max_wait_s)
+    request.scope["waited"] = bool(wait_s)
+    job = await wait_for(mesh, request.path_params["job_id"], wait_s)
+    headers = {} if job.status in TERMINAL else {"retry-after": "1"}
+    return encoders.answer_job(request, job, format_name, 200, headers)
+
+
+async def cancel(request: Request) -> Response:
+    """`POST /v1/jobs/ID/cancel` and `DELETE /v1/jobs/ID`: the job as it is afterwards; what had ended stays as it ended."""
+    mesh: Mesh = request.state.mesh
+    parameters.check_names(request.query_params, ["format"])
+    format_name = encoders.check_format(request.query_params.get("format"))
+    return encoders.answer_job(request, await mesh.store.jobs.cancel(request.path_params["job_id"]), format_name)
+
+
+async def cancel_quietly(mesh: Mesh, job_id: str) -> None:
+    """Cancel a job that nobody waits for any more."""
+    with contextlib.suppress(MeshError):
+        await mesh.store.jobs.cancel(job_id)
+
+
+ROUTES = [
+    Route("/v1/jobs", submit, methods=["POST"]),
+    Route("/v1/jobs/{job_id}", read, methods=["GET"]),
+    Route("/v1/jobs/{job_id}", cancel, methods=["DELETE"]),
+    Route("/v1/jobs/{job_id}/cancel", cancel, methods=["POST"]),
+]

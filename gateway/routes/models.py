@@ -1,0 +1,57 @@
+"""`/v1/models`: what the mesh serves, and whether it is ready."""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import encoders, parameters
+from gateway.mesh import Mesh
+from shared.models import Model
+
+
+async def list_models(request: Request) -> Response:
+    """`GET /v1/models`: all models with their state."""
+    mesh: Mesh = request.state.mesh
+    parameters.check_names(request.query_params, [])
+    ready = await ready_models(mesh)
+    models = [_public(mesh, model, ready) for model in mesh.registry.models.values()]
+    return encoders.answer(request, {"models": models, "default": mesh.settings.default_model})
+
+
+async def show_model(request: Request) -> Response:
+    """`GET /v1/models/NAME`: one model, by its name or an alias, with its labels."""
+    mesh: Mesh = request.state.mesh
+    parameters.check_names(request.query_params, [])
+    model = mesh.registry.get(request.path_params["name"])
+    return encoders.answer(request, _public(mesh, model, await ready_models(mesh)) | {"labels": model.labels})
+
+
+async def ready_models(mesh: Mesh) -> set[str]:
+    """The models that a live inference worker can run at the moment."""
+    return {name for beat in await mesh.store.heartbeats.live() if beat.kind == "inference" for name in beat.models}
+
+
+def _public(mesh: Mesh, model: Model, ready: set[str]) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "family": model.family,
+        "track": model.track,
+        "ready": model.name in ready,
+        "input_width": model.input_width,
+        "input_height": model.input_height,
+        "nms_location": "worker" if model.head == "yolo" else "model",
+        "class_count": len(model.labels),
+        "confidence": model.confidence,
+        "iou": model.iou,
+        "max_detections": model.max_detections,
+        "max_batch": model.max_batch,
+        "aliases": sorted(alias for alias, name in mesh.registry.aliases.items() if name == model.name),
+    }
+
+
+ROUTES = [
+    Route("/v1/models", list_models, methods=["GET"]),
+    Route("/v1/models/{name}", show_model, methods=["GET"]),
+]

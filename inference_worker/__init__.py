@@ -1,0 +1,1 @@
+"""From tensors to detections: batches into Triton, heads, NMS, boxes back to the picture."""

@@ -1,0 +1,188 @@
+"""One model's loop: take what waits when a slot frees, run it as one batch, end its jobs.
+
+    queue ──take──▶ tensors ──▶ runtime ──▶ head ──▶ detections ──finish (all in one round trip)──▶ Redis
+
+Nothing waits for a batch to fill: while `MESH_INFERENCE_SLOTS` batches are in flight the queue grows, and the next batch is
+what has come meanwhile. So a lone picture goes at once and load makes its own batches.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import structlog
+
+from inference_worker.detections import detections, thresholds
+from inference_worker.heads import HEADS
+from inference_worker.runtime import Runtime
+from shared.errors import (
+    DeadlinePassed,
+    InferenceFailed,
+    InferenceUnavailable,
+    Internal,
+    MeshError,
+    StoreUnavailable,
+    UploadLost,
+)
+from shared.messages import Outcome, Ticket
+from shared.models import Model
+from shared.store import Store
+
+TAKE_S = 1.0
+"""How long one read of the queue waits; a stopping worker waits as long."""
+
+RETRY_LEAST_S, RETRY_MOST_S = 0.05, 2.0
+INFER_TIMEOUT_S = 30.0
+"""No model of ours takes this long; a Triton that hangs is asked again."""
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+class Batching:
+    """The loop of one model in one worker."""
+
+    def __init__(self, store: Store, runtime: Runtime, model: Model, *, worker: str, slots: int) -> None:
+        self.model = model
+        self.jobs_done = 0
+        self.batches = 0
+        self.last_error: str | None = None
+        self._store = store
+        self._runtime = runtime
+        self._worker = worker
+        self._slots = slots
+        self._most = 1
+
+    async def run(self, stop: asyncio.Event, drain_s: float) -> None:
+        """Work until `stop` is set, then end the batches in flight within `drain_s`."""
+        in_flight: set[asyncio.Task[None]] = set()
+        stopped = asyncio.create_task(stop.wait())
+        async with self._store.consumer(f"inference:{self.model.name}", self._worker) as consumer:
+            while not stop.is_set():
+                if len(in_flight) >= self._slots:
+                    await asyncio.wait({*in_flight, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                    continue
+                # Never canceled: what Redis has handed to us by then would only come back after its lease.
+                tickets = await consumer.take(await self._batch_limit(), TAKE_S)
+                if tickets:
+                    task = asyncio.create_task(self._batch(tickets))
+                    in_flight.add(task)
+                    task.add_done_callback(in_flight.discard)
+                    task.add_done_callback(lambda _, tickets=tickets: [consumer.done(ticket) for ticket in tickets])
+            if in_flight:
+                await asyncio.wait(in_flight, timeout=drain_s)
+        stopped.cancel()
+
+    async def _batch_limit(self) -> int:
+        """The registry's or Triton's limit, whichever is less; the last known while Triton does not tell."""
+        try:
+            self._most = min(self.model.max_batch, await self._runtime.max_batch(self.model))
+        except MeshError as error:
+            self.last_error = f"{error.code}: {error.detail}"
+        return self._most
+
+    async def _batch(self, tickets: list[Ticket]) -> None:
+        try:
+            tensors = await self._stored(lambda: self._store.tensors.get_many(tickets), tickets)
+            good: list[tuple[Ticket, bytes]] = []
+            for ticket, tensor in zip(tickets, tensors, strict=True):
+                if tensor is None:
+                    await self._fail(ticket, UploadLost("the decoded picture is no longer kept"))
+                elif len(tensor) != self.model.tensor_bytes:
+                    await self._fail(ticket, Internal(f"the tensor has {len(tensor)} bytes, not {self.model.tensor_bytes}"))
+                else:
+                    good.append((ticket, tensor))
+            if good:
+                await self._infer(good, alone_after_failure=len(good) > 1)
+        except StoreUnavailable as error:
+            log.warning("batch.given_up", jobs=len(tickets), error=error.detail)  # their deadlines passed; the sweep ends them
+        except Exception:
+            log.exception("batch.failed", jobs=[ticket.id for ticket in tickets])
+            for ticket in tickets:
+                await self._fail(ticket, Internal("the inference worker failed"))
+
+    async def _infer(self, batch: list[tuple[Ticket, bytes]], *, alone_after_failure: bool) -> None:
+        """Run a batch until it succeeds, its members' deadlines pass, or the model refuses it."""
+        pause_s = RETRY_LEAST_S
+        while batch := await self._in_time(batch):
+            left_s = (max(ticket.deadline_ms for ticket, _ in batch) - self._store.clock.now_ms()) / 1000
+            try:
+                await self._run(batch, min(left_s, INFER_TIMEOUT_S))
+            except InferenceUnavailable as error:
+                self.last_error = f"{error.code}: {error.detail}"
+                log.warning("inference.retry", model=self.model.name, error=error.detail, retry_s=round(pause_s, 2))
+                await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - jitter needs no secrecy
+                pause_s = min(pause_s * 2, RETRY_MOST_S)
+            except InferenceFailed as error:
+                if alone_after_failure:
+                    # One of them may be what the model refuses: each gets one try of its own.
+                    log.warning("inference.singly", model=self.model.name, jobs=len(batch), error=error.detail)
+                    for member in batch:
+                        await self._infer([member], alone_after_failure=False)
+                else:
+                    for ticket, _ in batch:
+                        await self._fail(ticket, error)
+                return
+            else:
+                return
+
+    async def _in_time(self, batch: list[tuple[Ticket, bytes]]) -> list[tuple[Ticket, bytes]]:
+        """The members whose deadlines have not passed; the others fail."""
+        now_ms = self._store.clock.now_ms()
+        for ticket, _ in batch:
+            if ticket.deadline_ms <= now_ms:
+                why = self.last_error or ""
+                unavailable = why.startswith(InferenceUnavailable.code)
+                error = InferenceUnavailable(why.partition(": ")[2]) if unavailable else DeadlinePassed("no time was left")
+                await self._fail(ticket, error)
+        return [(ticket, tensor) for ticket, tensor in batch if ticket.deadline_ms > now_ms]
+
+    async def _run(self, batch: Sequence[tuple[Ticket, bytes]], timeout_s: float) -> None:
+        tickets = [ticket for ticket, _ in batch]
+        started_s = time.perf_counter()
+        outputs = await self._runtime.infer(self.model, [tensor for _, tensor in batch], timeout_s)
+        inferred_s = time.perf_counter()
+        found = HEADS[self.model.head](outputs, [thresholds(ticket, self.model) for ticket in tickets])
+        results = [detections(picture, ticket, self.model) for picture, ticket in zip(found, tickets, strict=True)]
+        inference_ms = round((inferred_s - started_s) * 1000, 3)
+        postprocess_ms = round((time.perf_counter() - inferred_s) * 1000, 3)
+        outcomes = [
+            (
+                ticket,
+                Outcome(
+                    detections=result,
+                    batch_size=len(batch),
+                    timings_ms={
+                        "inference_wait": float(max(ticket.claimed_ms - ticket.queued_ms, 0)),
+                        "inference": inference_ms,
+                        "postprocess": postprocess_ms,
+                    },
+                ),
+            )
+            for ticket, result in zip(tickets, results, strict=True)
+        ]
+        await self._stored(lambda: self._store.jobs.finish(outcomes), tickets)
+        self.jobs_done += len(batch)
+        self.batches += 1
+
+    async def _fail(self, ticket: Ticket, error: MeshError) -> None:
+        log.info("job.failed", job_id=ticket.id, code=error.code, detail=error.detail)
+        self.last_error = f"{error.code}: {error.detail}"
+        self.jobs_done += 1
+        await self._stored(lambda: self._store.jobs.fail(ticket, error), [ticket])
+
+    async def _stored(self, call: Callable[[], Awaitable[T]], tickets: Sequence[Ticket]) -> T:
+        """Do something with Redis, again and again while it is away: the work is done and must not be lost."""
+        pause_s = RETRY_LEAST_S
+        while True:
+            try:
+                return await call()
+            except StoreUnavailable as error:
+                if self._store.clock.now_ms() > max(ticket.deadline_ms for ticket in tickets):
+                    raise
+                log.warning("store.retry", error=error.detail, retry_s=round(pause_s, 2))
+                await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - jitter needs no secrecy
+                pause_s = min(pause_s * 2, RETRY_MOST_S)

@@ -1,0 +1,103 @@
+"""The inference worker: a batching loop for each model of the registry, over one runtime."""
+
+import asyncio
+import os
+import secrets
+import socket
+from typing import Any
+
+import structlog
+
+from inference_worker.batching import Batching
+from inference_worker.gpu import Gpus
+from inference_worker.runtime import Runtime
+from inference_worker.triton import Triton
+from shared import models
+from shared.heartbeat import beat_forever
+from shared.models import Registry
+from shared.settings import Settings
+from shared.store import Store, connect
+
+TRACKS = ("B", "C")
+"""Tracks whose models run in Triton on letterboxed tensors."""
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """One inference worker."""
+
+    def __init__(self, settings: Settings, registry: Registry, store: Store, runtime: Triton) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self._settings = settings
+        self._store = store
+        self._runtime: Runtime = runtime
+        self._triton = runtime
+        self._gpus = Gpus()
+        self._ready: list[str] = []
+        self._loops = [
+            Batching(store, runtime, model, worker=self.name, slots=settings.inference_slots)
+            for model in registry.models.values()
+            if model.track in TRACKS
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """What the heartbeat tells of this worker."""
+        batches = sum(loop.batches for loop in self._loops)
+        jobs = sum(loop.jobs_done for loop in self._loops)
+        return {
+            "jobs_done": jobs,
+            "last_error": next((loop.last_error for loop in self._loops if loop.last_error), None),
+            "models": self._ready,
+            "gpu": self._gpus.read(),
+            "details": {
+                "batches": batches,
+                "mean_batch_size": round(jobs / batches, 2) if batches else None,
+                "triton_clients": self._triton.client_count,
+                "tensor_store": "redis",
+            },
+        }
+
+    async def watch_models(self) -> None:
+        """Ask Triton which models are ready, as often as the heartbeat tells it. Runs for ever."""
+        while True:
+            await self.check_models()
+            await asyncio.sleep(self._settings.heartbeat_s if self._ready else 0.2)
+
+    async def check_models(self) -> None:
+        """Ask Triton once which models are ready."""
+        ready = await asyncio.gather(*(self._runtime.is_ready(loop.model) for loop in self._loops))
+        names = [loop.model.name for loop, is_ready in zip(self._loops, ready, strict=True) if is_ready]
+        if names != self._ready:
+            log.info("models.ready", models=names)
+        self._ready = names
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then end the batches in flight."""
+        await asyncio.gather(*(loop.run(stop, self._settings.shutdown_s) for loop in self._loops))
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Run an inference worker until `stop` is set.
+
+    Raises:
+        RegistryError: the models file is wrong.
+    """
+    registry = models.load(settings.models)
+    runtime = Triton(settings.triton_url, settings.triton_clients)
+    async with connect(settings) as store:
+        worker = Worker(settings, registry, store, runtime)
+        await worker.check_models()  # so that the first heartbeat tells
+        upkeep = [
+            asyncio.create_task(worker.watch_models()),
+            asyncio.create_task(store.sweep_forever()),
+            asyncio.create_task(beat_forever(store, settings.heartbeat_s, "inference", worker.name, worker.status)),
+        ]
+        log.info("worker.ready", worker=worker.name, triton=settings.triton_url)
+        try:
+            await worker.run(stop)
+        finally:
+            for task in upkeep:
+                task.cancel()
+            await asyncio.gather(*upkeep, return_exceptions=True)
+            await runtime.close()

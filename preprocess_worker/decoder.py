@@ -1,0 +1,158 @@
+"""A decoder child as its parent sees it: started, asked for one picture at a time, ended."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import sys
+
+import msgspec
+
+from preprocess_worker import wire
+from preprocess_worker.formats import Limits
+from shared.errors import BY_CODE, DecoderCrashed, DecodeTimeout, JobError
+from shared.messages import ImageInfo, Placement
+
+START_S = 30.0
+
+
+class DecoderGone(Exception):
+    """The child died before it was given the picture, or does not start. The picture is not to blame."""
+
+
+class Decoded(msgspec.Struct, frozen=True):
+    """A letterboxed picture: `tensor` is uint8 RGB, HWC; `decode_ms` is the time that decoding itself took."""
+
+    image: ImageInfo
+    placement: Placement
+    tensor: bytes
+    decode_ms: float
+
+
+class Decoder:
+    """One child. `usable` is false once it failed or was left in mid-picture; then it can only be ended."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+        self._pictures = wire.Area(_memfd("pictures"))
+        self._tensors = wire.Area(_memfd("tensors"))
+        self._usable = False
+        self.decoded_images = 0
+
+    @classmethod
+    async def start(cls, limits: Limits) -> "Decoder":
+        """Start a child and wait until it is ready.
+
+        Raises:
+            DecoderGone: it does not start.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "preprocess_worker.decoder_child",
+                    str(theirs.fileno()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    env=_environment(),
+                )
+            except BaseException:
+                ours.close()
+                raise
+        decoder = cls(process, ours)
+        try:
+            await decoder._greet(limits)
+        except BaseException:
+            await decoder.end()
+            raise
+        return decoder
+
+    @property
+    def pid(self) -> int:
+        """The child's process ID."""
+        return self._process.pid
+
+    @property
+    def usable(self) -> bool:
+        """Whether it waits for a picture."""
+        return self._usable and self._process.returncode is None
+
+    async def decode(self, data: bytes, input_width: int, input_height: int, timeout_s: float) -> Decoded:
+        """Decode one picture.
+
+        Raises:
+            JobError: what the child says of the picture, as `decoding.decode_into`.
+            DecodeTimeout, DecoderCrashed: it took too long, or the child died of it; the decoder is no longer usable.
+            DecoderGone: the child was dead before.
+        """
+        tensor_bytes = input_width * input_height * 3
+        tensor = self._tensors.view(tensor_bytes)
+        self._pictures.view(len(data))[:] = data
+        loop = asyncio.get_running_loop()
+        self._usable = False
+        try:
+            await loop.sock_sendall(self._control, wire.pack(wire.Request(len(data), input_width, input_height)))
+        except OSError:
+            raise DecoderGone("the decoder died while it had nothing to do") from None
+        try:
+            async with asyncio.timeout(timeout_s):
+                reply = await self._receive()
+        except TimeoutError:
+            raise DecodeTimeout(f"decoding took longer than {timeout_s:g} s") from None
+        except EOFError:
+            raise DecoderCrashed("the decoder died while it decoded the picture") from None
+        self._usable = True
+        self.decoded_images += 1
+        if reply.image is None or reply.placement is None:
+            raise BY_CODE.get(reply.code, JobError)(reply.detail)
+        return Decoded(reply.image, reply.placement, bytes(tensor), reply.decode_ms)
+
+    async def end(self) -> None:
+        """Kill the child, which has nothing to lose, and wait until it is gone."""
+        self._usable = False
+        if self._control.fileno() == -1:
+            return
+        self._control.close()
+        os.close(self._pictures.descriptor)
+        os.close(self._tensors.descriptor)
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+    async def _greet(self, limits: Limits) -> None:
+        areas = [self._pictures.descriptor, self._tensors.descriptor]
+        try:
+            socket.send_fds(self._control, [wire.pack(wire.Hello(limits))], areas)
+            async with asyncio.timeout(START_S):
+                await self._receive()
+        except (OSError, EOFError, TimeoutError) as error:
+            raise DecoderGone(f"a decoder does not start ({type(error).__name__})") from None
+        self._usable = True
+
+    async def _receive(self) -> wire.Reply:
+        try:
+            packet = await asyncio.get_running_loop().sock_recv(self._control, wire.PACKET_BYTES)
+        except ConnectionError:  # it died with our request unread
+            packet = b""
+        if not packet:
+            raise EOFError
+        return wire.unpack_reply(packet)
+
+
+def _memfd(name: str) -> int:
+    descriptor = os.memfd_create(f"visionmesh-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    # A child that was taken over could otherwise shrink the file and have this process die of SIGBUS.
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return descriptor
+
+
+def _environment() -> dict[str, str]:
+    # The settings hold secrets (the store's password), and the child is where hostile bytes are parsed.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    return ours | {"VIPS_BLOCK_UNTRUSTED": "1", "VIPS_CONCURRENCY": "1", "MALLOC_ARENA_MAX": "2"}

@@ -1,0 +1,67 @@
+"""One decoder child: `python -m preprocess_worker.decoder_child FD`, where FD is its end of the pool's socket pair.
+
+It decodes one picture at a time, so a picture that kills or hangs libvips takes no other picture with it. It holds no
+connection and no secret, and ends when its parent ends or closes the socket.
+"""
+
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+
+from preprocess_worker import decoding, wire
+from shared.errors import MeshError
+from shared.parent import die_with_parent
+
+BASE_BYTES = 2 << 30
+BYTES_PER_PIXEL = 64
+"""Address space: what libraries, thread stacks and the shared areas take, and eight 16-bit copies with alpha of the largest
+picture. Ordinary decoding of 50 MP stays far below it; a decoder that runs away is stopped before the host swaps."""
+
+
+def serve(control: socket.socket) -> None:
+    """Say hello, then decode until the parent closes its end."""
+    packet, descriptors, _, _ = socket.recv_fds(control, wire.PACKET_BYTES, 2)
+    limits = wire.unpack_hello(packet).limits
+    pictures, tensors = (wire.Area(descriptor) for descriptor in descriptors)
+    decoding.prepare(limits)
+    most_bytes = BASE_BYTES + limits.max_pixels * BYTES_PER_PIXEL
+    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+    control.send(wire.pack(wire.Reply()))
+    while packet := control.recv(wire.PACKET_BYTES):
+        control.send(wire.pack(_answer(wire.unpack_request(packet), limits, pictures, tensors)))
+
+
+def _answer(request: wire.Request, limits: decoding.Limits, pictures: wire.Area, tensors: wire.Area) -> wire.Reply:
+    width, height = request.input_width, request.input_height
+    started = time.perf_counter()
+    try:
+        image, placement = decoding.decode_into(
+            pictures.view(request.picture_bytes), width, height, limits, tensors.view(width * height * 3)
+        )
+    except MeshError as error:
+        return wire.Reply(code=error.code, detail=error.detail)
+    return wire.Reply(decode_ms=(time.perf_counter() - started) * 1000, image=image, placement=placement)
+
+
+def main(descriptor: int) -> None:
+    """Tie this process to its parent, give up what it does not need, and serve."""
+    # With parent 1 there is nothing to tie to: either the parent is gone already, and the socket's end tells, or it is
+    # process 1 of a container, whose end is the end of us all.
+    if os.getppid() != 1:
+        die_with_parent()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Sent to the whole group by terminals and supervisors; the parent decides when the picture in hand is the last.
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=descriptor) as control:
+        try:
+            serve(control)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the parent is gone
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,65 @@
+"""What a pool and a decoder child say to each other: one msgpack message per packet of a socket pair.
+
+    parent ──Hello + the descriptors of both areas──▶ child
+    parent ◀──Ready── child
+    parent ──Request──▶ child ──Reply──▶ parent        one at a time, until the parent closes its end
+
+Pictures and tensors do not travel here but lie in two areas of shared memory.
+"""
+
+import mmap
+import os
+
+import msgspec
+
+from preprocess_worker.formats import Limits
+from shared.messages import ImageInfo, Placement
+
+PACKET_BYTES = 65_536
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """The first packet. It carries the file descriptors of the picture area and the tensor area, in this order."""
+
+    limits: Limits
+
+
+class Request(msgspec.Struct, frozen=True):
+    """Decode the first `picture_bytes` of the picture area into an input of this size at the start of the tensor area."""
+
+    picture_bytes: int
+    input_width: int
+    input_height: int
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The child is ready (all empty), has decoded (`image` and `placement` set), or refuses (`code`, `detail` set)."""
+
+    decode_ms: float = 0.0
+    image: ImageInfo | None = None
+    placement: Placement | None = None
+    code: str = ""
+    detail: str = ""
+
+
+pack = msgspec.msgpack.Encoder().encode
+unpack_hello = msgspec.msgpack.Decoder(Hello).decode
+unpack_request = msgspec.msgpack.Decoder(Request).decode
+unpack_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+class Area:
+    """Memory shared by the parent and one child: a memfd, mapped anew when it has grown."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._memory: mmap.mmap | None = None
+
+    def view(self, size_bytes: int) -> memoryview:
+        """The first bytes. Only the parent grows the file, always before it asks for that much."""
+        if self._memory is None or len(self._memory) < size_bytes:
+            if os.fstat(self.descriptor).st_size < size_bytes:
+                # By powers of two, so that pictures of growing size do not remap each time; untouched pages cost nothing.
+                os.ftruncate(self.descriptor, 1 << max(size_bytes - 1, 1 << 20).bit_length())
+            self._memory = mmap.mmap(self.descriptor, os.fstat(self.descriptor).st_size)
+        return memoryview(self._memory)[:size_bytes]

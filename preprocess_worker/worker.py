@@ -1,0 +1,198 @@
+"""The preprocess worker: takes jobs as decoders are free, and hands their tensors on to inference.
+
+    queue ─take─▶ ticket ─▶ upload ─▶ decoder ─▶ tensor ─decoded─▶ queue of the model
+                                         └─ what is wrong with the picture ─fail─▶ end
+
+A job is never lost: whatever cannot be told to the store stays pending in the queue, and its lease hands it on.
+"""
+
+import asyncio
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import structlog
+
+from preprocess_worker import cores
+from preprocess_worker.formats import Limits
+from preprocess_worker.pool import DecoderPool
+from shared import models
+from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
+from shared.heartbeat import beat_forever
+from shared.messages import Ticket
+from shared.models import Registry
+from shared.settings import Settings
+from shared.store import Store, connect
+from shared.store.streams import Consumer
+
+T = TypeVar("T")
+
+TAKE_BLOCK_S = 1.0
+"""How long a take waits for a job; a stop is noticed at the latest after this."""
+
+CRASHES_MOST = 2
+"""At the second crash of a decoder it is the picture's fault, not chance."""
+
+RETRY_LEAST_S, RETRY_MOST_S = 0.1, 2.0
+LEAVE_S = 0.5
+"""Part of the time to shut down that is kept for ending decoders and leaving the store."""
+
+log = structlog.get_logger()
+
+
+class _OverdueError(Exception):
+    """The job's deadline passed before the store could be told; the sweep ends it."""
+
+
+class Worker:
+    """One worker process' state: its store, its decoders, what it holds."""
+
+    def __init__(self, settings: Settings, registry: Registry, store: Store, pool: DecoderPool, consumer: Consumer) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._store = store
+        self._pool = pool
+        self._consumer = consumer
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(pool.size)
+        self._jobs_done = 0
+        self._last_error: str | None = None
+
+    def status(self) -> dict[str, Any]:
+        """The fields of this worker's heartbeat."""
+        return {
+            "jobs_done": self._jobs_done,
+            "last_error": self._last_error,
+            "details": {"decoders": self._pool.size, "decoder_restarts": self._pool.restarts},
+        }
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Take jobs until `stop`, then finish those in hand for as long as the settings give."""
+        while not stop.is_set():
+            free = await self._wait_for_free()
+            # Never canceled: entries that Redis had just delivered would wait for their lease to end.
+            for ticket in await self._consumer.take(free, block_s=TAKE_BLOCK_S) if not stop.is_set() else []:
+                await self._free.acquire()
+                task = asyncio.create_task(self._handle(ticket))
+                self._jobs.add(task)
+                task.add_done_callback(self._ended)
+        if self._jobs:
+            log.info("worker.finishing", jobs=len(self._jobs))
+            _, late = await asyncio.wait(self._jobs, timeout=max(self._settings.shutdown_s - TAKE_BLOCK_S - LEAVE_S, LEAVE_S))
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _wait_for_free(self) -> int:
+        """Wait until a decoder is free; returns how many are."""
+        async with self._free:
+            return self._pool.size - len(self._jobs)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        self._free.release()
+
+    async def _handle(self, ticket: Ticket) -> None:
+        try:
+            if not self._overdue(ticket):  # else the sweep is about to end it
+                await self._decode(ticket)
+                self._jobs_done += 1
+        except _OverdueError:
+            log.warning("job.left_to_sweep", job=ticket.id)
+        except Exception as error:
+            self._last_error = f"{type(error).__name__}: {error}"
+            log.exception("job.broken", job=ticket.id)
+        finally:
+            self._consumer.done(ticket)
+
+    async def _decode(self, ticket: Ticket) -> None:
+        started = time.perf_counter()
+        waited_ms = float(max(ticket.claimed_ms - ticket.queued_ms, 0))
+        try:
+            model = self._registry.get(ticket.model)
+            data = await self._surely(ticket, lambda: self._store.uploads.get(ticket))
+            decoded = await self._pool.decode(data, model.input_width, model.input_height)
+        except DecoderCrashed as error:
+            await self._crashed(ticket, error)
+        except MeshError as error:
+            await self._fail(ticket, error)
+        except _OverdueError:
+            raise
+        except Exception as error:
+            log.exception("job.failed_unexpectedly", job=ticket.id)
+            await self._fail(ticket, Internal(f"{type(error).__name__} in the preprocess worker"))
+        else:
+            timings_ms = {"preprocess_wait": waited_ms, "preprocess": round((time.perf_counter() - started) * 1000, 3)}
+            kept = await self._surely(
+                ticket,
+                lambda: self._store.jobs.decoded(
+                    ticket,
+                    image=decoded.image,
+                    placement=decoded.placement,
+                    tensor=decoded.tensor,
+                    timings_ms=timings_ms,
+                ),
+            )
+            log.debug("job.decoded", job=ticket.id, kept=kept, decode_ms=round(decoded.decode_ms, 3), **timings_ms)
+
+    async def _crashed(self, ticket: Ticket, error: DecoderCrashed) -> None:
+        crashes = await self._surely(ticket, lambda: self._store.jobs.crashed(ticket))
+        log.warning("job.decoder_crashed", job=ticket.id, crashes=crashes)
+        if crashes >= CRASHES_MOST:
+            await self._fail(ticket, error)
+        else:
+            await self._surely(ticket, lambda: self._store.jobs.release(ticket))
+
+    async def _fail(self, ticket: Ticket, error: MeshError) -> None:
+        self._last_error = f"{error.code}: {error.detail}"
+        log.info("job.failed", job=ticket.id, code=error.code, detail=error.detail)
+        await self._surely(ticket, lambda: self._store.jobs.fail(ticket, error))
+
+    async def _surely(self, ticket: Ticket, action: Callable[[], Awaitable[T]]) -> T:
+        """Do something with the store, again and again while it is away or full, until the job's deadline."""
+        retry_s = RETRY_LEAST_S
+        while True:
+            try:
+                return await action()
+            except (StoreUnavailable, Overloaded) as error:
+                if self._overdue(ticket):
+                    raise _OverdueError from error
+                log.warning("store.retried", job=ticket.id, error=error.detail)
+                await asyncio.sleep(random.uniform(0, retry_s))  # noqa: S311 - jitter needs no secrecy
+                retry_s = min(retry_s * 2, RETRY_MOST_S)
+
+    def _overdue(self, ticket: Ticket) -> bool:
+        return self._store.clock.now_ms() >= ticket.deadline_ms
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set.
+
+    Raises:
+        RegistryError: the registry of models cannot be used.
+        DecoderGone: no decoder starts.
+    """
+    registry = models.load(settings.models)
+    limits = Limits(settings.max_pixels, settings.max_side, frozenset(settings.formats.split(",")))
+    size = settings.decoders or cores.available()
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    async with (
+        connect(settings) as store,
+        DecoderPool(size, settings.decode_timeout_s, limits) as pool,
+        store.consumer("preprocess", name) as consumer,
+        asyncio.TaskGroup() as group,
+    ):
+        worker = Worker(settings, registry, store, pool, consumer)
+        upkeep = [
+            group.create_task(store.sweep_forever()),
+            group.create_task(beat_forever(store, settings.heartbeat_s, "preprocess", name, worker.status)),
+        ]
+        log.info("worker.started", name=name, decoders=size)
+        await worker.work(stop)
+        for task in upkeep:
+            task.cancel()
+    log.info("worker.stopped", name=name)

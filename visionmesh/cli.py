@@ -1,0 +1,41 @@
+"""The command line: `visionmesh VERB`. Exit code 0: done; 1: the mesh or a job failed; 2: misuse."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from deploy.export.graph import ExportError
+from deploy.local.errors import StartError
+from shared.models import RegistryError
+from shared.settings import SettingsError
+from visionmesh.client import ClientError
+from visionmesh.commands import demo, doctor, status, submit, up
+from visionmesh.drawing import DrawingError
+
+app = typer.Typer(
+    name="visionmesh",
+    help="Finds objects in pictures: a mesh of small services around NVIDIA Triton.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("demo")(demo.demo)
+app.command("submit")(submit.submit)
+app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run a command; what went wrong is told in one line."""
+    try:
+        app()
+    except (StartError, SettingsError, RegistryError, ExportError) as error:
+        _fail(error, 2)
+    except (ClientError, DrawingError) as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    Console(stderr=True).print(f"[red]visionmesh:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+    sys.exit(code)

@@ -1,0 +1,75 @@
+"""`visionmesh up`: the whole mesh on this machine until Ctrl-C."""
+
+import asyncio
+import os
+import signal
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from deploy.local.supervisor import Options, running
+from shared import models, settings
+from visionmesh.display import StartDisplay
+
+
+def up(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: 9600, or a free one if that is taken.")] = 0,
+    preprocess_workers: Annotated[int, typer.Option(min=1, max=64)] = 1,
+    inference_workers: Annotated[int, typer.Option(min=1, max=64)] = 1,
+) -> None:
+    """Start Valkey, Triton, the gateway and the workers here, and keep them running until Ctrl-C."""
+    asyncio.run(_up(options(host, port, preprocess_workers, inference_workers)))
+
+
+def options(host: str = "127.0.0.1", port: int = 0, preprocess_workers: int = 1, inference_workers: int = 1) -> Options:
+    """Options of a local mesh, with servers that the environment names; the environment is checked before anything starts.
+
+    Raises:
+        SettingsError, RegistryError, UnknownModel: a setting is wrong.
+    """
+    checked = settings.read()
+    models.load(checked.models).get(checked.default_model)
+    return Options(
+        host=host,
+        port=port or int(os.environ.get("MESH_PORT", "0")),
+        preprocess_workers=preprocess_workers,
+        inference_workers=inference_workers,
+        redis_url=os.environ.get("MESH_REDIS_URL", ""),
+        triton_url=os.environ.get("MESH_TRITON_URL", ""),
+    )
+
+
+async def _up(chosen: Options) -> None:
+    console = Console(stderr=True)
+    stop = asyncio.Event()
+    task = asyncio.current_task()
+    loop = asyncio.get_running_loop()
+    ready = False
+
+    def end() -> None:
+        if ready:
+            stop.set()
+        elif task:  # still starting
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    display = StartDisplay(console)
+    try:
+        display.__enter__()
+        async with running(chosen, display) as mesh:
+            display.__exit__(None, None, None)
+            ready = True
+            console.print(f"[bold green]visionmesh is ready at {mesh.url}[/]", highlight=False)
+            console.print(f"  a photo     curl -F image=@photo.jpg {mesh.url}/predict/small", highlight=False)
+            console.print(f"  subscribe   {mesh.redis_url} channel mesh:results", highlight=False)
+            console.print(f"  health      {mesh.url}/health     logs {mesh.folder}", highlight=False)
+            console.print("  Ctrl-C stops it", highlight=False)
+            await asyncio.wait({asyncio.create_task(stop.wait()), mesh.failed}, return_when=asyncio.FIRST_COMPLETED)
+            console.print("stopping", highlight=False)
+    except asyncio.CancelledError:
+        console.print("stopped before it was ready", highlight=False)
+    finally:
+        display.__exit__(None, None, None)

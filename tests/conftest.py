@@ -1,0 +1,149 @@
+"""What all tests share: a real Valkey, a real Triton, and a whole mesh, each started once and stopped at the end.
+
+    redis_url   an emptied Valkey, for tests of one process against the store
+    triton_url  a Triton with both graphs of the default detector
+    mesh        the whole mesh as `visionmesh up` runs it, with its own Valkey and Triton
+"""
+
+import asyncio
+import contextlib
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from deploy.export import repository
+from deploy.local import ports
+from deploy.local.supervisor import LocalMesh, Options, running
+from deploy.local.triton import Triton
+from deploy.local.valkey import Valkey
+
+PHOTOS = Path(__file__).parents[1] / "visionmesh" / "photos"
+
+
+class Background:
+    """An event loop in a thread of its own, for servers that outlive a test's loop.
+
+    The thread lives as long as its servers: the kernel ends a child when the *thread* that started it is gone.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "Background":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def run(self, coroutine):  # noqa: ANN001, ANN201
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
+
+
+@pytest.fixture(scope="session")
+def background() -> Iterator[Background]:
+    with Background() as background:
+        yield background
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="visionmesh-tests-") as name:
+        yield Path(name)
+
+
+async def _until(ready) -> None:  # noqa: ANN001
+    async with asyncio.timeout(60):
+        while not await ready():
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def valkey(background: Background, folder: Path) -> Iterator[Valkey]:
+    server = Valkey(folder, ports.free())
+    background.run(server.start())
+    background.run(_until(server.ready))
+    yield server
+    background.run(server.stop(5))
+
+
+@pytest.fixture
+def redis_url(valkey: Valkey) -> str:
+    with contextlib.closing(redis.Redis.from_url(valkey.url)) as client:
+        client.flushall()
+    return valkey.url
+
+
+@pytest.fixture(scope="session")
+def model_repository(folder: Path) -> Path:
+    repository.write(folder / "models", repository.DEFAULT_ONNX, "small")
+    return folder / "models"
+
+
+@pytest.fixture(scope="session")
+def triton(background: Background, folder: Path, model_repository: Path) -> Iterator[Triton]:
+    http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
+    server = Triton(
+        folder,
+        model_repository,
+        ["small", "small_end2end"],
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+    )
+
+    async def ready() -> bool:
+        assert server.returncode is None, server.last_line()
+        return await asyncio.to_thread(server.ready)
+
+    background.run(server.start())
+    background.run(_until(ready))
+    yield server
+    background.run(server.stop(8))
+
+
+@pytest.fixture(scope="session")
+def triton_url(triton: Triton) -> str:
+    return triton.url
+
+
+@contextlib.contextmanager
+def running_mesh(background: Background, options: Options) -> Iterator[LocalMesh]:
+    """A mesh of one's own, for tests that hurt it."""
+    manager = running(options)
+    mesh = background.run(manager.__aenter__())
+    try:
+        yield mesh
+    finally:
+        background.run(manager.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def mesh(background: Background) -> Iterator[LocalMesh]:
+    environ = {"MESH_HEARTBEAT_S": "0.5", "MESH_BODY_TIMEOUT_S": "3", "MESH_MAX_UPLOAD_BYTES": str(4 * 1024 * 1024)}
+    with running_mesh(background, Options(port=ports.free(), environ=environ)) as mesh:
+        yield mesh
+
+
+@pytest.fixture
+def http(mesh: LocalMesh) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=mesh.url, timeout=30) as client:
+        yield client
+
+
+async def collect(events: AsyncIterator[object], count: int) -> list[object]:
+    """The first `count` of an endless stream."""
+    found: list[object] = []
+    async for event in events:
+        found.append(event)
+        if len(found) == count:
+            break
+    return found

@@ -1,0 +1,164 @@
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import psutil
+import pytest
+import uvloop
+
+from preprocess_worker.pool import DecoderPool
+from shared.errors import CorruptImage, DecoderCrashed, DecodeTimeout, UnsupportedFormat
+from tests.preprocess_worker.pictures import LIMITS, detailed, encode, scene
+
+PICTURE = encode(scene(), "JPEG")
+SLOW = encode(detailed(4000, 3000), "PNG", compress_level=1)
+LARGE = encode(scene(3000, 2000), "PNG", compress_level=0)
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop_factory(request: pytest.FixtureRequest) -> Any:
+    return uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+
+
+def run(loop_factory: Any, work: Coroutine[Any, Any, None]) -> None:
+    """Run on a fresh loop, and see that no child of it is left, dead or alive."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(work)
+    assert psutil.Process().children(recursive=True) == []
+
+
+def pool(size: int, timeout_s: float = 5.0, lifetime_images: int = 5_000) -> DecoderPool:
+    return DecoderPool(size, timeout_s, LIMITS, lifetime_images=lifetime_images)
+
+
+async def until(condition: Any, within_s: float = 10.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
+            await asyncio.sleep(0.02)
+
+
+def test_decodes_pictures_of_growing_and_shrinking_size(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(2) as decoders:
+            for data, side in ((PICTURE, 64), (LARGE, 1280), (PICTURE, 640), (LARGE, 32)):
+                decoded = await decoders.decode(data, side, side)
+                assert len(decoded.tensor) == side * side * 3
+                middle = (side * 5 // 8 * side + side // 4) * 3
+                assert all(abs(a - b) < 6 for a, b in zip(decoded.tensor[middle : middle + 3], (50, 60, 190), strict=True))
+                assert decoded.decode_ms > 0
+            assert (decoded.image.width, decoded.image.height, decoded.image.format) == (3000, 2000, "png")
+            assert decoders.restarts == 0
+
+    run(loop_factory, work())
+
+
+def test_bad_pictures_cost_no_child(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(1) as decoders:
+            pids = decoders.pids
+            with pytest.raises(CorruptImage, match="jpeg"):
+                await decoders.decode(PICTURE[:500], 64, 64)
+            with pytest.raises(UnsupportedFormat):
+                await decoders.decode(b"", 64, 64)
+            await decoders.decode(PICTURE, 64, 64)
+            assert decoders.pids == pids
+
+    run(loop_factory, work())
+
+
+def test_hanging_decoder_is_killed_at_the_timeout_and_its_neighbours_finish(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(3, timeout_s=0.5) as decoders:
+            hung = decoders.pids[0]
+            os.kill(hung, signal.SIGSTOP)
+            started = time.monotonic()
+            answers = await asyncio.gather(*(decoders.decode(PICTURE, 64, 64) for _ in range(3)), return_exceptions=True)
+            assert 0.4 < time.monotonic() - started < 1.5
+            assert [type(answer) for answer in answers if isinstance(answer, BaseException)] == [DecodeTimeout]
+            await until(lambda: len(decoders.pids) == 3 and hung not in decoders.pids)
+            assert decoders.restarts == 1
+            await asyncio.gather(*(decoders.decode(PICTURE, 64, 64) for _ in range(6)))
+
+    run(loop_factory, work())
+
+
+def test_crashing_decoder_fails_its_picture_only(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(2) as decoders:
+            decoding = [asyncio.create_task(decoders.decode(data, 64, 64)) for data in (SLOW, PICTURE)]
+            await decoding[1]
+            await asyncio.sleep(0.05)
+            victim = max(decoders.pids, key=lambda pid: sum(psutil.Process(pid).cpu_times()[:2]))
+            os.kill(victim, signal.SIGKILL)
+            answers = await asyncio.gather(*decoding, return_exceptions=True)
+            assert [type(answer) for answer in answers if isinstance(answer, BaseException)] == [DecoderCrashed]
+            await until(lambda: len(decoders.pids) == 2 and victim not in decoders.pids)
+            assert decoders.restarts == 1
+
+    run(loop_factory, work())
+
+
+def test_decoder_that_died_idle_is_nobodys_fault(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(2) as decoders:
+            stopped, killed = decoders.pids
+            os.kill(stopped, signal.SIGSTOP)
+            for pid in (stopped, killed):
+                os.kill(pid, signal.SIGKILL)
+            answers = await asyncio.gather(*(decoders.decode(PICTURE, 64, 64) for _ in range(4)))
+            assert len(answers) == 4
+            assert decoders.restarts == 2
+
+    run(loop_factory, work())
+
+
+def test_canceled_decoding_gives_the_slot_back(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(1) as decoders:
+            os.kill(decoders.pids[0], signal.SIGSTOP)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await decoders.decode(PICTURE, 64, 64)
+            await decoders.decode(PICTURE, 64, 64)
+
+    run(loop_factory, work())
+
+
+def test_children_are_recycled_without_a_pause(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(2, lifetime_images=5) as decoders:
+            first = set(decoders.pids)
+            while first & set(decoders.pids):
+                await asyncio.gather(*(decoders.decode(PICTURE, 64, 64) for _ in range(4)))
+            assert decoders.restarts == 0
+
+    run(loop_factory, work())
+
+
+def test_nothing_is_left_when_the_pool_closes_in_the_middle(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(2) as decoders:
+            os.kill(decoders.pids[0], signal.SIGSTOP)
+            os.kill(decoders.pids[1], signal.SIGKILL)
+            decoding = [asyncio.create_task(decoders.decode(PICTURE, 64, 64)) for _ in range(2)]
+            await asyncio.sleep(0.1)
+        for task in decoding:
+            task.cancel()
+        await asyncio.gather(*decoding, return_exceptions=True)
+
+    run(loop_factory, work())
+
+
+def test_children_see_no_settings(loop_factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESH_REDIS_URL", "redis://:secret@127.0.0.1/0")
+
+    async def work() -> None:
+        async with pool(1) as decoders:
+            environ = psutil.Process(decoders.pids[0]).environ()
+            assert not [name for name in environ if name.startswith("MESH_")]
+            assert environ["VIPS_BLOCK_UNTRUSTED"] == "1"
+
+    run(loop_factory, work())

@@ -116,13 +116,12 @@ class Decoder:
     async def end(self) -> None:
         """Kill the child, which has nothing to lose, and wait until it is gone."""
         self._usable = False
-        if self._control.fileno() == -1:
-            return
-        self._control.close()
-        os.close(self._pictures.descriptor)
-        os.close(self._tensors.descriptor)
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        if self._control.fileno() != -1:
+            self._control.close()
+            os.close(self._pictures.descriptor)
+            os.close(self._tensors.descriptor)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
         await self._process.wait()
 
     async def _greet(self, limits: Limits) -> None:
@@ -138,8 +137,8 @@ class Decoder:
     async def _receive(self) -> wire.Reply:
         try:
             packet = await asyncio.get_running_loop().sock_recv(self._control, wire.PACKET_BYTES)
-        except ConnectionError:  # it died with our request unread
-            packet = b""
+        except ConnectionResetError:  # unlike an end in mid-picture, this says that our packet was never read
+            raise DecoderGone("the decoder died before it took the picture") from None
         if not packet:
             raise EOFError
         return wire.unpack_reply(packet)

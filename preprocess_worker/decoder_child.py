@@ -24,6 +24,8 @@ picture. Ordinary decoding of 50 MP stays far below it; a decoder that runs away
 def serve(control: socket.socket) -> None:
     """Say hello, then decode until the parent closes its end."""
     packet, descriptors, _, _ = socket.recv_fds(control, wire.PACKET_BYTES, 2)
+    if not packet:
+        return
     limits = wire.unpack_hello(packet).limits
     pictures, tensors = (wire.Area(descriptor) for descriptor in descriptors)
     decoding.prepare(limits)

@@ -53,7 +53,7 @@ def prepare(limits: Limits) -> None:
     for name in limits.formats & LOADERS.keys():
         pyvips.operation_block_set(LOADERS[name][1], False)
     # One picture at a time, and a process per core: more threads would only change places with each other.
-    pyvips.concurrency_set(1)
+    pyvips.concurrency_set(1)  # pyright: ignore[reportAttributeAccessIssue] - it is there, unlike its stub
     pyvips.cache_set_max(0)
     logging.getLogger("pyvips").disabled = True  # what matters of its warnings ends as an error
     if "jpeg" in limits.formats:
@@ -182,6 +182,11 @@ def _rgb(image: Any) -> Any:
         # A profile that is damaged or belongs to another colour space is passed over, as browsers do.
         with contextlib.suppress(pyvips.Error):
             return image.icc_transform("srgb", embedded=True, intent="relative", depth=8).copy_memory()
+    if image.interpretation == "cmyk":
+        # No profile says which inks these are. Light that all of them let through is what cv2, Pillow and browsers take;
+        # libvips would assume a certain press, whose red is (190, 71, 65), at 20 ms more.
+        light = image.extract_band(0, n=4).cast("uchar").invert()
+        return (light.extract_band(0, n=3) * light.extract_band(3) / 255).rint().cast("uchar").copy(interpretation="srgb")
     if image.interpretation != "srgb":
         image = image.colourspace("srgb")
     if image.bands > 3:

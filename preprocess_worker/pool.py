@@ -43,9 +43,11 @@ class DecoderPool:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.size):
                     group.create_task(self._start_idle())
-        except BaseExceptionGroup as error:
+        except BaseException as error:
             await self._end_all()
-            raise error.exceptions[0] from None
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -38,7 +38,7 @@ CRASHES_MOST = 2
 """At the second crash of a decoder it is the picture's fault, not chance."""
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.1, 2.0
-LEAVE_S = 0.5
+LEAVE_S = 1.0
 """Part of the time to shut down that is kept for ending decoders and leaving the store."""
 
 log = structlog.get_logger()

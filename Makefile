@@ -1,0 +1,60 @@
+# Verbs of this project. Everything they need is installed into .venv by themselves; `make` alone lists them.
+#
+#   PYTHON=/path/to/python3.12 make demo    uses that Python (3.11 or 3.12) instead of the first one found
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+LOCAL := $(VENV)/.installed-local
+DEV := $(VENV)/.installed-dev
+CODE := gateway preprocess_worker inference_worker shared visionmesh deploy tests $(wildcard benchmarks)
+
+.PHONY: help demo up test test-slow lint format lock clean bench
+.DEFAULT_GOAL := help
+
+help: ## List these verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(LOCAL) ## Start the mesh, find the objects in three photos, draw them, stop the mesh
+	@$(BIN)/visionmesh demo
+
+up: $(LOCAL) ## Run the mesh here until Ctrl-C
+	@$(BIN)/visionmesh up
+
+test: $(DEV) ## Run all tests, on a real Valkey and a real Triton
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(DEV) ## Run the tests that install packages or take minutes
+	@$(BIN)/python -m pytest -q -m slow
+
+lint: $(DEV) ## Check style, types and the direction of imports
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports --no-logo
+
+format: $(DEV) ## Format the code
+	@$(BIN)/ruff check --fix --quiet $(CODE) || true
+	@$(BIN)/ruff format $(CODE)
+
+bench: $(DEV) ## Measure the mesh beside its neighbours, and print where it wins and where not
+	@$(BIN)/python -m benchmarks.ladder
+
+lock: $(DEV) ## Write constraints.txt anew from pyproject.toml
+	@$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra dev --universal --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.tmp
+	@sed -e "/sys_platform == 'win32'/d" -e "/python_full_version >= '3.13'/d" -e "s/ ; python_full_version < '3.13'//" \
+		constraints.tmp > constraints.txt
+	@rm constraints.tmp
+
+clean: ## Remove what was installed and written
+	rm -rf $(VENV) demo bench-results build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
+
+$(LOCAL): pyproject.toml constraints.txt | $(BIN)/python
+	@deploy/install.sh local && touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@deploy/install.sh dev && touch $@ $(LOCAL)
+
+$(BIN)/python:
+	@deploy/find-python.sh $(VENV)

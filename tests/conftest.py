@@ -1,8 +1,8 @@
 """What all tests share: a real Valkey, a real Triton, and a whole mesh, each started once and stopped at the end.
 
-    redis_url   an emptied Valkey, for tests of one process against the store
-    triton_url  a Triton with both graphs of the default detector
-    mesh        the whole mesh as `visionmesh up` runs it, with its own Valkey and Triton
+redis_url   an emptied Valkey, for tests of one process against the store
+triton_url  a Triton with both graphs of the default detector
+mesh        the whole mesh as `visionmesh up` runs it, with its own Valkey and Triton
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Background:
         self._thread.join()
         self._loop.close()
 
-    def run(self, coroutine):  # noqa: ANN001, ANN201
+    def run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
 
 
@@ -60,9 +60,9 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-async def _until(ready) -> None:  # noqa: ANN001
+async def _until(ready) -> None:
     async with asyncio.timeout(60):
-        while not await ready():
+        while not await ready():  # noqa: ASYNC110 - what a server of others does cannot be awaited
             await asyncio.sleep(0.02)
 
 

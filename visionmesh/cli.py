@@ -7,6 +7,7 @@ from rich.console import Console
 
 from deploy.export.graph import ExportError
 from deploy.local.errors import StartError
+from shared.errors import UnknownModel
 from shared.models import RegistryError
 from shared.settings import SettingsError
 from visionmesh.client import ClientError
@@ -30,7 +31,7 @@ def main() -> None:
     """Run a command; what went wrong is told in one line."""
     try:
         app()
-    except (StartError, SettingsError, RegistryError, ExportError) as error:
+    except (StartError, SettingsError, RegistryError, UnknownModel, ExportError) as error:
         _fail(error, 2)
     except (ClientError, DrawingError) as error:
         _fail(error, 1)

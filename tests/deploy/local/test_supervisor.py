@@ -1,0 +1,123 @@
+"""The local mesh as a process of its own: it starts, mends itself, refuses what is wrong, and leaves nothing behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from deploy.local import ports
+from tests.conftest import PHOTOS
+
+UP = [sys.executable, "-m", "visionmesh", "up"]
+
+
+def environ(folder: Path, **settings: str) -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+    return ours | {"TMPDIR": str(folder), "NO_COLOR": "1", "COLUMNS": "200"} | settings
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`visionmesh up` with its URL."""
+    command = [*UP, "--port", str(ports.free())]
+    with subprocess.Popen(command, env=environ(tmp_path), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            url = ""
+            for line in process.stderr or ():
+                if found := re.search(r"ready at (\S+)", line):
+                    url = found[1]
+                    break
+            assert url, "it ended before it was ready"
+            yield process, url
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_leaves_no_process_and_no_file(mesh: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
+    process, _ = mesh
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 6, "Valkey, Triton and its models, gateway, workers, decoders"
+    assert list(tmp_path.iterdir())
+    started_s = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(15) == 0
+    assert time.monotonic() - started_s < 10
+    _, alive = psutil.wait_procs(children, timeout=1)
+    assert not alive
+    assert not list(tmp_path.iterdir())
+
+
+def test_kill_9_leaves_no_process(mesh: tuple[subprocess.Popen[str], str]) -> None:
+    process, _ = mesh
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
+@pytest.mark.parametrize("module", ["gateway", "preprocess_worker", "inference_worker", "valkey-server", "tritonserver"])
+def test_what_dies_is_restarted(mesh: tuple[subprocess.Popen[str], str], module: str) -> None:
+    process, url = mesh
+    (victim,) = [child for child in psutil.Process(process.pid).children() if module in " ".join(child.cmdline())]
+    victim.kill()
+    assert any("restarted as process" in line for line in process.stderr or ())
+    with httpx.Client(base_url=url, timeout=30, transport=httpx.HTTPTransport(retries=8)) as http:
+        photo = (PHOTOS / "chelsea.png").read_bytes()
+        deadline_s = time.monotonic() + 20
+        while time.monotonic() < deadline_s:
+            try:
+                answer = http.post("/predict/small", files={"image": photo})
+            except httpx.HTTPError:
+                continue
+            if answer.status_code == 200:
+                break
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["detections"]
+
+
+MISUSES = {
+    "unknown setting": ({"MESH_DECODRES": "2"}, [], "did you mean MESH_DECODERS?"),
+    "wrong value": ({"MESH_PARTITIONS": "many"}, [], "MESH_PARTITIONS='many'"),
+    "missing registry": ({"MESH_MODELS": "nowhere.toml"}, [], "nowhere.toml: cannot be read"),
+    "unknown default model": ({"MESH_DEFAULT_MODEL": "huge"}, [], "no model 'huge'"),
+    "wrong option": ({}, ["--preprocess-workers", "0"], "Invalid value"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    settings, options, said = MISUSES[name]
+    result = subprocess.run([*UP, *options], env=environ(tmp_path, **settings), capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    assert said in result.stderr
+    if not options:  # typer frames its own
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        result = subprocess.run([*UP, "--port", str(port)], env=environ(tmp_path), capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    assert f"port {port} on 127.0.0.1 is taken" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["gateway", "preprocess_worker", "inference_worker"])
+def test_a_service_refuses_a_wrong_setting(tmp_path: Path, module: str) -> None:
+    wrong = environ(tmp_path, MESH_LEASE_S="-1")
+    result = subprocess.run([sys.executable, "-m", module], env=wrong, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2
+    assert "MESH_LEASE_S" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr

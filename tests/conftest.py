@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -137,13 +137,3 @@ def mesh(background: Background) -> Iterator[LocalMesh]:
 def http(mesh: LocalMesh) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=mesh.url, timeout=30) as client:
         yield client
-
-
-async def collect(events: AsyncIterator[object], count: int) -> list[object]:
-    """The first `count` of an endless stream."""
-    found: list[object] = []
-    async for event in events:
-        found.append(event)
-        if len(found) == count:
-            break
-    return found

@@ -9,7 +9,7 @@ LOCAL := $(VENV)/.installed-local
 DEV := $(VENV)/.installed-dev
 CODE := gateway preprocess_worker inference_worker shared visionmesh deploy tests $(wildcard benchmarks)
 
-.PHONY: help demo up test test-slow lint format lock clean bench
+.PHONY: help demo up test test-slow lint format lock clean bench chaos
 .DEFAULT_GOAL := help
 
 help: ## List these verbs
@@ -36,6 +36,9 @@ lint: $(DEV) ## Check style, types and the direction of imports
 format: $(DEV) ## Format the code
 	@$(BIN)/ruff check --fix --quiet $(CODE) || true
 	@$(BIN)/ruff format $(CODE)
+
+chaos: $(DEV) ## Kill, stop and cut everything under load, and count what is lost
+	@$(BIN)/python -m tests.chaos
 
 bench: $(DEV) ## Measure the mesh beside its neighbours, and print where it wins and where not
 	@$(BIN)/python -m benchmarks.ladder

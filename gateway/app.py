@@ -7,6 +7,7 @@
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
 import secrets
 import socket
@@ -76,7 +77,9 @@ def create(settings: Settings | None = None) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[State]:
-        die_with_parent()  # Granian's workers would else outlive it and keep the port
+        granian = multiprocessing.parent_process()
+        if granian and granian.pid:
+            die_with_parent(granian.pid)  # its workers would else outlive it and keep the port
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with connect(settings) as store, store.events:
             beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, dict))

@@ -50,10 +50,8 @@ def _answer(request: wire.Request, limits: decoding.Limits, pictures: wire.Area,
 
 def main(descriptor: int) -> None:
     """Tie this process to its parent, give up what it does not need, and serve."""
-    # With parent 1 there is nothing to tie to: either the parent is gone already, and the socket's end tells, or it is
-    # process 1 of a container, whose end is the end of us all.
-    if os.getppid() != 1:
-        die_with_parent()
+    # A parent that is gone already shows as the end of the socket.
+    die_with_parent(os.getppid())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in (signal.SIGINT, signal.SIGTERM):
         # Sent to the whole group by terminals and supervisors; the parent decides when the picture in hand is the last.

@@ -1,6 +1,7 @@
 """One child process of the local mesh: started with its log in a file, ended with it, and never left behind."""
 
 import asyncio
+import functools
 import os
 import signal
 import sys
@@ -40,7 +41,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
 
     async def wait(self) -> int:

@@ -23,8 +23,9 @@ class Valkey(Process):
         data.mkdir(parents=True, exist_ok=True)
         options = {
             "bind": "127.0.0.1", "port": port, "dir": str(data), "daemonize": "no",
-            # An accepted job survives a restart: the append-only file is synced every second.
-            "appendonly": "yes", "appendfsync": "everysec", "save": "",
+            # An accepted job survives whatever is killed, and a power cut. With `everysec` a write can be put off while an
+            # fsync is under way, and kill -9 loses what was put off: see docs/decisions/0001-appendfsync.md.
+            "appendonly": "yes", "appendfsync": "always", "save": "",
             # Full means refused, never silently evicted.
             "maxmemory": maxmemory, "maxmemory-policy": "noeviction",
         }  # fmt: skip

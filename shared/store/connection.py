@@ -62,6 +62,11 @@ def typed_errors() -> Generator[None]:
         if isinstance(error, BusyLoadingError | ReadOnlyError) or str(error).startswith(("MASTERDOWN", "CLUSTERDOWN")):
             raise StoreUnavailable(f"the store is not ready: {error}", retry_after_s=2) from None
         raise
+    except RuntimeError as error:
+        # uvloop's way to say that a connection was closed between our look at it and our write.
+        if "closed" not in str(error):
+            raise
+        raise StoreUnavailable("the store does not answer: the connection was cut", retry_after_s=2) from None
     except (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"the store does not answer: {error}", retry_after_s=2) from None
 

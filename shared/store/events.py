@@ -128,7 +128,7 @@ class Events:
         if self._watched[channel] > 1:
             return
         confirmed = self._confirmations[channel] = asyncio.Event()
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(RedisError, OSError, TimeoutError, RuntimeError):
             if self._pubsub is not None:  # else `_listen` subscribes as soon as it is connected
                 await self._pubsub.subscribe(channel)
             async with asyncio.timeout(CONFIRM_S):
@@ -142,7 +142,7 @@ class Events:
         del self._watched[channel]
         self._confirmations.pop(channel, None)
         if self._pubsub is not None:
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(RedisError, OSError, RuntimeError):
                 await self._pubsub.unsubscribe(channel)
 
     async def _listen(self) -> None:
@@ -158,12 +158,12 @@ class Events:
                     message = await pubsub.get_message(timeout=None)  # type: ignore[arg-type] # None blocks; the stub says float
                     if message is not None:
                         self._hear(str(message["type"]), cast("bytes", message["channel"]).decode(), message["data"])
-            except (RedisError, OSError, TimeoutError) as error:
+            except (RedisError, OSError, TimeoutError, RuntimeError) as error:  # RuntimeError: uvloop, of a cut connection
                 log.warning("events.disconnected", error=str(error))
                 await asyncio.sleep(RECONNECT_S)
             finally:
                 self._pubsub = None
-                with contextlib.suppress(RedisError, OSError):
+                with contextlib.suppress(RedisError, OSError, RuntimeError):
                     await pubsub.aclose()
                     await client.aclose()
 

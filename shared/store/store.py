@@ -39,7 +39,7 @@ class Store:
         self.clock = Clock()
         self.ready = asyncio.Event()
         self.tensors = RedisTensors(self._connection)
-        self.uploads = Uploads(self._connection, self._ids, self._budget)
+        self.uploads = Uploads(self._connection, self._ids, self._budget, staging_s=settings.body_timeout_s)
         self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.tensors)
         self.events = Events(self._connection, self.jobs.read)
         self.heartbeats = Heartbeats(self._connection, self.clock, alive_s=settings.heartbeat_s * 3)

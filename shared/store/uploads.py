@@ -7,14 +7,15 @@ from shared.store.budget import ByteBudget
 from shared.store.connection import Connection
 from shared.store.ids import Ids
 
-STAGING_TTL_MS = 60_000
-"""How long a staged upload survives its last chunk; a gateway that died leaves it to this and to the sweep."""
-
 
 class Uploads:
-    """Uploads in Redis, a string each."""
+    """Uploads in Redis, a string each.
 
-    def __init__(self, connection: Connection, ids: Ids, budget: ByteBudget) -> None:
+    A staged upload survives its last chunk by `staging_s`; one whose gateway died is left to this and to the sweep.
+    """
+
+    def __init__(self, connection: Connection, ids: Ids, budget: ByteBudget, staging_s: float) -> None:
+        self._staging_ms = int(staging_s * 1000)
         self._connection = connection
         self._ids = ids
         self._budget = budget
@@ -32,7 +33,7 @@ class Uploads:
             self._connection.call(
                 "stage",
                 [keys.upload(partition, job_id), keys.live(partition), keys.reserved(partition)],
-                job_id, chunk, limit, STAGING_TTL_MS,
+                job_id, chunk, limit, self._staging_ms,
             )
         )  # fmt: skip
         if not kept:

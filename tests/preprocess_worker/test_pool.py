@@ -26,9 +26,10 @@ def loop_factory(request: pytest.FixtureRequest) -> Any:
 
 def run(loop_factory: Any, work: Coroutine[Any, Any, None]) -> None:
     """Run on a fresh loop, and see that no child of it is left, dead or alive."""
+    before = set(psutil.Process().children(recursive=True))
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(work)
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 def pool(size: int, timeout_s: float = 5.0, lifetime_images: int = 5_000) -> DecoderPool:
@@ -39,6 +40,14 @@ async def until(condition: Any, within_s: float = 10.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
             await asyncio.sleep(0.02)
+
+
+def await_state(pid: int, state: str) -> None:
+    """Signals take effect a moment after they are sent."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        while process.status() != state or (state == psutil.STATUS_ZOMBIE and process.num_threads() > 1):
+            pass
 
 
 def test_decodes_pictures_of_growing_and_shrinking_size(loop_factory: Any) -> None:
@@ -72,12 +81,13 @@ def test_bad_pictures_cost_no_child(loop_factory: Any) -> None:
 
 def test_hanging_decoder_is_killed_at_the_timeout_and_its_neighbours_finish(loop_factory: Any) -> None:
     async def work() -> None:
-        async with pool(3, timeout_s=0.5) as decoders:
+        async with pool(3, timeout_s=1.0) as decoders:
             hung = decoders.pids[0]
             os.kill(hung, signal.SIGSTOP)
+            await_state(hung, psutil.STATUS_STOPPED)
             started = time.monotonic()
             answers = await asyncio.gather(*(decoders.decode(PICTURE, 64, 64) for _ in range(3)), return_exceptions=True)
-            assert 0.4 < time.monotonic() - started < 1.5
+            assert 0.9 < time.monotonic() - started < 3
             assert [type(answer) for answer in answers if isinstance(answer, BaseException)] == [DecodeTimeout]
             await until(lambda: len(decoders.pids) == 3 and hung not in decoders.pids)
             assert decoders.restarts == 1
@@ -108,9 +118,9 @@ def test_decoder_that_died_idle_is_nobodys_fault(loop_factory: Any) -> None:
             stopped, killed = decoders.pids
             os.kill(stopped, signal.SIGSTOP)
             os.kill(killed, signal.SIGKILL)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                while psutil.Process(killed).status() != psutil.STATUS_ZOMBIE:
-                    pass  # without giving the loop a chance to hear of it
+            # Without giving the loop a chance to hear of it. A zombie's memory and files go after its last thread.
+            await_state(stopped, psutil.STATUS_STOPPED)
+            await_state(killed, psutil.STATUS_ZOMBIE)
             decoding = [asyncio.create_task(decoders.decode(PICTURE, 64, 64)) for _ in range(4)]
             await until(lambda: any(task.done() for task in decoding))  # by the successor; the stopped one has a packet
             os.kill(stopped, signal.SIGKILL)
@@ -125,6 +135,7 @@ def test_canceled_decoding_gives_the_slot_back(loop_factory: Any) -> None:
     async def work() -> None:
         async with pool(1) as decoders:
             os.kill(decoders.pids[0], signal.SIGSTOP)
+            await_state(decoders.pids[0], psutil.STATUS_STOPPED)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await decoders.decode(PICTURE, 64, 64)

@@ -5,7 +5,11 @@
 --       7 event channel, 8 event payload, 9.. field/value pairs of the job
 -- Returns {"new"} | {"same", id} | {"mismatch"} | {"lost"} (the staged upload is gone) | {"full", bytes reserved}
 local id = ARGV[1]
-if redis.call('EXISTS', KEYS[1]) == 1 then
+local known_job = redis.call('HMGET', KEYS[1], 'status', 'tensor')
+if known_job[1] then
+  if ENDED[known_job[1]] or known_job[2] then
+    redis.call('DEL', KEYS[2]) -- sent once more, and not needed any more
+  end
   return { 'same', id } -- our own retry: the reply was lost, the job was not
 end
 local keyed = KEYS[6] ~= KEYS[1]
@@ -45,6 +49,7 @@ redis.call('HSET', KEYS[1], 'status', 'queued', 'fence', 0, 'attempts', 0, 'dead
 redis.call('PEXPIRE', KEYS[1], kept)
 if keyed then
   redis.call('SET', KEYS[6], id .. ' ' .. ARGV[6], 'PX', kept)
+  redis.call('HSET', KEYS[1], 'idempotency', KEYS[6])
 end
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return { 'new' }

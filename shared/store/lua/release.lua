@@ -11,5 +11,6 @@ redis.call('XACK', KEYS[2], ARGV[4], ARGV[3])
 redis.call('XDEL', KEYS[2], ARGV[3])
 local entry = redis.call('XADD', KEYS[2], '*', 'id', ARGV[1])
 redis.call('HSET', KEYS[1], 'status', 'queued', 'entry', entry)
+redis.call('HINCRBY', KEYS[1], 'fence', 1) -- who gave it back has no more say
 redis.call('HDEL', KEYS[1], 'stage')
 return 1

@@ -1,0 +1,188 @@
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preprocess_worker import __main__, worker
+from preprocess_worker.decoder import Decoded
+from preprocess_worker.worker import Worker
+from shared import models
+from shared.errors import DecoderCrashed, DecodeTimeout, StoreUnavailable
+from shared.letterbox import fit
+from shared.messages import ImageInfo, Job, JobOptions
+from shared.settings import Settings, read
+from shared.store import Store, connect
+from tests.preprocess_worker.pictures import encode, png, scene
+
+REGISTRY = models.load()
+MODEL = REGISTRY.get("small")
+PICTURE = encode(scene(), "JPEG")
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return read({"MESH_REDIS_URL": redis_url, "MESH_DECODERS": "2", "MESH_HEARTBEAT_S": "0.2", "MESH_SHUTDOWN_S": "5"})
+
+
+class Pool:
+    """Stands for the decoders: answers what a test wants, at once."""
+
+    size = 1
+    restarts = 0
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        self.answer = answer
+        self.calls = 0
+
+    async def decode(self, data: bytes, width: int, height: int) -> Decoded:
+        assert data == PICTURE
+        self.calls += 1
+        await asyncio.sleep(0)
+        self.answer()
+        return Decoded(ImageInfo(320, 240, "jpeg"), fit(320, 240, width, height).placement, bytes(width * height * 3), 1.0)
+
+
+async def accepted(store: Store, body: bytes, deadline_s: float | None = None) -> Job:
+    return await store.jobs.accept(
+        store.jobs.new_id(None),
+        model=MODEL,
+        options=JobOptions(),
+        body=body,
+        upload_bytes=len(body),
+        deadline_s=deadline_s,
+    )
+
+
+async def settled(store: Store, job: Job) -> Job:
+    """The job once preprocessing is through with it."""
+    async with asyncio.timeout(15):
+        while True:
+            now = await store.jobs.read(job.id)
+            if now.status not in ("queued", "processing") or now.stage == "decoded":
+                return now
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def working(settings: Settings, store: Store, pool: Pool) -> AsyncGenerator[Worker]:
+    stop = asyncio.Event()
+    async with store.consumer("preprocess", "test") as consumer:
+        made = Worker(settings, REGISTRY, store, pool, consumer)  # type: ignore[arg-type]
+        task = asyncio.create_task(made.work(stop))
+        yield made
+        stop.set()
+        await task
+
+
+def crash() -> None:
+    raise DecoderCrashed("the decoder died")
+
+
+def test_jobs_end_as_their_pictures_deserve(settings: Settings) -> None:
+    async def work() -> None:
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(settings, stop))
+        async with connect(settings) as store:
+            bodies = [PICTURE, PICTURE[:900], b"<svg/>", png(935_820, 854_554), png(2, 1_048_577)]
+            jobs = [await settled(store, await accepted(store, body)) for body in bodies]
+            assert [job.error.code if job.error else job.stage for job in jobs] == [
+                "decoded", "corrupt-image", "unsupported-format", "too-many-pixels", "side-too-long",
+            ]  # fmt: skip
+            assert jobs[0].image == ImageInfo(320, 240, "jpeg")
+            assert jobs[0].timings_ms["preprocess"] > 0
+            assert "preprocess_wait" in jobs[0].timings_ms
+            async with store.consumer(f"inference:{MODEL.name}", "test") as consumer:
+                (ticket,) = await consumer.take(4)
+                assert ticket.placement == fit(320, 240, MODEL.input_width, MODEL.input_height).placement
+                (tensor,) = await store.tensors.get_many([ticket])
+                assert tensor is not None
+                assert len(tensor) == MODEL.tensor_bytes
+            await asyncio.sleep(0.5)
+            (beat,) = [beat for beat in await store.heartbeats.live() if beat.kind == "preprocess"]
+            assert beat.jobs_done == 5
+            assert beat.details == {"decoders": 2, "decoder_restarts": 0}
+            stop.set()
+            async with asyncio.timeout(settings.shutdown_s):
+                await running
+
+    asyncio.run(work())
+
+
+def test_second_crash_is_the_pictures_fault(settings: Settings) -> None:
+    async def work() -> None:
+        pool = Pool(crash)
+        async with connect(settings) as store, working(settings, store, pool):
+            job = await settled(store, await accepted(store, PICTURE))
+            assert (job.status, job.error and job.error.code) == ("failed", "decoder-crashed")
+            assert pool.calls == 2
+
+    asyncio.run(work())
+
+
+def test_one_crash_is_forgiven(settings: Settings) -> None:
+    async def work() -> None:
+        pool = Pool(lambda: crash() if pool.calls == 1 else None)
+        async with connect(settings) as store, working(settings, store, pool):
+            assert (await settled(store, await accepted(store, PICTURE))).stage == "decoded"
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("error", "code"), [(DecodeTimeout("too long"), "decode-timeout"), (ValueError("?"), "internal")])
+def test_errors_end_the_job(settings: Settings, error: Exception, code: str) -> None:
+    def answer() -> None:
+        raise error
+
+    async def work() -> None:
+        async with connect(settings) as store, working(settings, store, Pool(answer)) as made:
+            job = await settled(store, await accepted(store, PICTURE))
+            assert (job.status, job.error and job.error.code) == ("failed", code)
+            assert code in str(made.status()["last_error"])
+
+    asyncio.run(work())
+
+
+def test_store_that_is_away_is_asked_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with connect(settings) as store:
+            decoded, away = store.jobs.decoded, iter(range(3))
+
+            async def unreliable(*arguments: Any, **options: Any) -> bool:
+                if next(away, None) is not None:
+                    raise StoreUnavailable("gone for a moment")
+                return await decoded(*arguments, **options)
+
+            monkeypatch.setattr(store.jobs, "decoded", unreliable)
+            async with working(settings, store, Pool(lambda: None)):
+                assert (await settled(store, await accepted(store, PICTURE))).stage == "decoded"
+
+    asyncio.run(work())
+
+
+def test_what_is_overdue_is_left_to_the_sweep(settings: Settings) -> None:
+    async def work() -> None:
+        pool = Pool(lambda: None)
+        async with connect(settings) as store:
+            job = await accepted(store, PICTURE, deadline_s=0.05)
+            await asyncio.sleep(0.1)
+            async with working(settings, store, pool):
+                await asyncio.sleep(0.2)
+            assert pool.calls == 0
+            assert (await store.jobs.read(job.id)).status == "processing"
+
+    asyncio.run(work())
+
+
+def test_wrong_settings_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MESH_DECODERS", "many")
+    assert __main__.main() == 2
+    assert capsys.readouterr().err.startswith("preprocess_worker: MESH_DECODERS='many' is wrong")
+    monkeypatch.setenv("MESH_DECODERS", "1")
+    monkeypatch.setenv("MESH_MODELS", str(tmp_path / "none.toml"))
+    assert __main__.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,218 @@
+"""The promise, by property: no order of accept, claim, decoded, finish, fail, release, cancel and expiry breaks it.
+
+A state machine drives the scripts on a real Valkey as workers would, among them workers that lost their lease (a claim of an
+entry that somebody holds) and that say everything twice. After each step the books are audited.
+"""
+
+import asyncio
+from typing import Any
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+import redis as sync_redis
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+
+from shared.errors import IdempotencyMismatch, InferenceFailed
+from shared.messages import ImageInfo, JobOptions, Outcome, Placement
+from shared.models import load
+from shared.settings import Settings, read
+from shared.store import Store
+from shared.store.jobs import RESULT_RESERVE_BYTES
+
+MODEL = load().get("small")
+BODY = b"picture"
+TERMINAL = {"succeeded", "failed", "canceled", "expired"}
+TAG = "{mesh:0}"
+QUEUES = {"preprocess": f"{TAG}:queue:preprocess", "inference": f"{TAG}:queue:inference:small"}
+
+
+class Mesh(RuleBasedStateMachine):
+    """What clients and workers can do, in any order."""
+
+    url: str
+    tickets = Bundle("tickets")
+    jobs = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.redis = sync_redis.Redis.from_url(self.url, decode_responses=True)
+        self.raw = sync_redis.Redis.from_url(self.url)
+        self.redis.flushall()
+        self.store = Store(self.settings())
+        self.run(self.store._ids.load(self.store._connection))
+        self.run(self.store.clock.refresh(self.store._connection))
+        self.ended: dict[str, str] = {}
+        self.accepted: list[str] = []
+
+    def settings(self) -> Settings:
+        return read({"MESH_REDIS_URL": self.url, "MESH_RESULT_TTL_S": "600", "MESH_JOB_DEADLINE_S": "300"})
+
+    def run(self, coroutine: Any) -> Any:
+        return self.loop.run_until_complete(coroutine)
+
+    def teardown(self) -> None:
+        self.run(self.store.close())
+        self.loop.close()
+        self.redis.close()
+        self.raw.close()
+
+    # --- clients -------------------------------------------------------------------------------------------------
+
+    @rule(target=jobs, key=st.sampled_from([None, "a", "b"]), changed=st.booleans())
+    def accept(self, key: str | None, changed: bool) -> Any:
+        job_id = self.store.jobs.new_id(key)
+        options = JobOptions(confidence=0.5 if changed else None)
+        try:
+            job = self.run(
+                self.store.jobs.accept(
+                    job_id,
+                    model=MODEL,
+                    options=options,
+                    body=BODY,
+                    upload_bytes=len(BODY),
+                    idempotency_key=key,
+                    request_hash=str(changed),
+                )
+            )
+        except IdempotencyMismatch:
+            assert self.redis.get(f"{TAG}:key:{key}").split()[1] != str(changed)
+            return multiple()
+        if job.id == job_id:
+            self.accepted.append(job_id)
+        else:
+            assert job.id in self.accepted
+        return job.id
+
+    @rule(job_id=jobs)
+    def accept_again(self, job_id: str) -> None:
+        """The reply was lost and the gateway asks once more, whatever happened to the job meanwhile."""
+        job = self.run(self.store.jobs.accept(job_id, model=MODEL, options=JobOptions(), body=BODY, upload_bytes=len(BODY)))
+        assert job.id == job_id
+
+    @rule(job_id=jobs)
+    def cancel(self, job_id: str) -> None:
+        job = self.run(self.store.jobs.cancel(job_id))
+        assert job.status == self.ended.get(job_id, "canceled")
+
+    @rule(job_id=jobs)
+    def read_it(self, job_id: str) -> None:
+        job = self.run(self.store.jobs.read(job_id))
+        assert job.id == job_id
+        assert (job.status in TERMINAL) == (job_id in self.ended)
+
+    # --- workers -------------------------------------------------------------------------------------------------
+
+    @rule(target=tickets, stage=st.sampled_from(list(QUEUES)), pick=st.integers(0, 50))
+    def claim(self, stage: str, pick: int) -> Any:
+        """Any entry, held by somebody or not: a lease that ran out looks the same."""
+        entries = self.redis.xrange(QUEUES[stage])
+        if not entries:
+            return multiple()
+        entry_id, fields = entries[pick % len(entries)]
+        name = "preprocess" if stage == "preprocess" else "inference:small"
+        found = self.run(self.store.jobs.claim(0, name, [(entry_id, fields["id"])]))
+        return multiple(*((stage, ticket) for ticket in found))
+
+    def is_current(self, ticket: Any) -> bool:
+        fence, status = self.redis.hmget(f"{TAG}:job:{ticket.id}", "fence", "status")
+        return status == "processing" and fence == str(ticket.fence)
+
+    @rule(held=tickets)
+    def decoded(self, held: tuple[str, Any]) -> None:
+        stage, ticket = held
+        if stage != "preprocess":
+            return
+        current = self.is_current(ticket)
+        tensor_before = self.redis.hget(f"{TAG}:job:{ticket.id}", "tensor")
+        kept = self.run(
+            self.store.jobs.decoded(
+                ticket,
+                image=ImageInfo(640, 480, "jpeg"),
+                placement=Placement(0.5, 0.5, 0, 30),
+                tensor=b"\x72" * 100,
+                timings_ms={"preprocess": 2.0},
+            )
+        )
+        assert kept == current
+        if tensor_before:  # somebody is about to read it
+            assert self.redis.exists(tensor_before)
+
+    @rule(held=tickets)
+    def finish(self, held: tuple[str, Any]) -> None:
+        stage, ticket = held
+        if stage != "inference":
+            return
+        current = self.is_current(ticket)
+        (kept,) = self.run(
+            self.store.jobs.finish([(ticket, Outcome(detections=[], batch_size=1, timings_ms={"inference": 3.0}))])
+        )
+        assert kept == current
+
+    @rule(held=tickets)
+    def fail(self, held: tuple[str, Any]) -> None:
+        current = self.is_current(held[1])
+        assert self.run(self.store.jobs.fail(held[1], InferenceFailed("no"))) == current
+
+    @rule(held=tickets)
+    def release(self, held: tuple[str, Any]) -> None:
+        stage, ticket = held
+        current = self.is_current(ticket)
+        handed_on = self.redis.hget(f"{TAG}:job:{ticket.id}", "queue") != QUEUES[stage]
+        if current and handed_on:
+            return  # a worker gives back only what it did not hand on
+        assert self.run(self.store.jobs.release(ticket)) == current
+
+    @rule(job_id=jobs)
+    def expire(self, job_id: str) -> None:
+        """The job's deadline passes; the next sweep sees it."""
+        if self.redis.zscore(f"{TAG}:live", job_id) is not None:
+            self.redis.zadd(f"{TAG}:live", {job_id: 1})
+        self.run(self.store.jobs.sweep(0))
+
+    # --- the audit -----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_promise_holds(self) -> None:
+        results = [fields[b"id"].decode() for _, fields in self.raw.xrange("mesh:stream:results")]
+        assert len(results) == len(set(results)), "a job ended twice"
+        open_jobs = []
+        rung = {entry: fields["id"] for queue in QUEUES.values() for entry, fields in self.redis.xrange(queue)}
+        for job_id in self.accepted:
+            fields = self.raw.hgetall(f"{TAG}:job:{job_id}")
+            status = fields[b"status"].decode()
+            assert self.redis.pttl(f"{TAG}:job:{job_id}") > 0
+            if status in TERMINAL:
+                assert self.ended.setdefault(job_id, status) == status, "an end was changed"
+                assert job_id in results
+                assert msgspec.msgpack.decode(fields[b"result"])["status"] == status
+                assert not self.redis.exists(f"{TAG}:upload:{job_id}")
+                assert not list(self.redis.scan_iter(f"{TAG}:tensor:{job_id}:*"))
+            else:
+                assert job_id not in self.ended, "an ended job is open again"
+                assert job_id not in results
+                open_jobs.append(job_id)
+                if b"tensor" in fields:
+                    assert self.redis.exists(fields[b"tensor"].decode())
+                    assert not self.redis.exists(f"{TAG}:upload:{job_id}")
+                else:
+                    assert self.redis.exists(f"{TAG}:upload:{job_id}")
+                entry = fields[b"entry"].decode()
+                assert rung.get(entry) == job_id, "no queue knows of an open job: it is lost"
+        assert sorted(self.redis.zrange(f"{TAG}:live", 0, -1)) == sorted(open_jobs)
+        reserved = {name: int(value) for name, value in self.redis.hgetall(f"{TAG}:reserved").items()}
+        each = len(BODY) + MODEL.tensor_bytes + RESULT_RESERVE_BYTES
+        assert reserved == dict.fromkeys(open_jobs, each) | ({"": each * len(open_jobs)} if open_jobs else {})
+
+
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
+def test_no_order_of_events_breaks_the_promise(redis_url: str) -> None:
+    Mesh.url = redis_url
+    run_state_machine_as_test(
+        Mesh,
+        settings=settings(
+            max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        ),
+    )

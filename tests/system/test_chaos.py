@@ -1,0 +1,27 @@
+"""The short form of `make chaos`: a few hundred jobs, the worst faults, nothing lost, nothing twice, nothing left."""
+
+import asyncio
+
+from tests.chaos.run import RECOVERY_S, chaos
+
+FAULTS = [
+    "kill -9 preprocess worker",
+    "kill -9 inference worker",
+    "kill -9 gateway",
+    "kill -9 valkey",
+    "kill -9 triton",
+    "stop inference worker past its lease",
+    "refuse connections to redis for 2 s",
+]
+
+
+def test_no_accepted_job_is_lost_and_none_ends_twice() -> None:
+    report = asyncio.run(chaos(jobs=600, faults=FAULTS, pause_s=0.5, seed=3))
+    assert report.accepted == 600
+    assert report.errors_logged == []
+    assert len(report.faults) == len(FAULTS), "the load was over before every fault had its turn"
+    assert report.lost == 0
+    assert report.twice == 0
+    assert report.statuses == {"succeeded": 600}
+    assert report.keys_left == []
+    assert max(report.slowest_recovery_s.values()) < RECOVERY_S

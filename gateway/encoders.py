@@ -10,16 +10,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from shared.coco import category_id
 from shared.errors import InvalidParameter
-from shared.messages import Detection, Job
+from shared.messages import Job
 
 _to_json = msgspec.json.Encoder().encode
 _to_msgpack = msgspec.msgpack.Encoder().encode
 _MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
-
-_COCO_LEFT_OUT = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}
-_COCO_CATEGORY_IDS = [number for number in range(1, 92) if number not in _COCO_LEFT_OUT]
-"""COCO's 80 detection classes in order, numbered as in its annotation files: 1-90 with gaps."""
 
 
 def _ultralytics(job: Job) -> dict[str, Any]:
@@ -55,17 +52,13 @@ def _coco(job: Job) -> dict[str, Any]:
         "detections": [
             {
                 "image_id": job.id,
-                "category_id": _coco_category(found),
+                "category_id": category_id(found.class_id),
                 "bbox": [found.box.x1, found.box.y1, found.box.x2 - found.box.x1, found.box.y2 - found.box.y1],
                 "score": found.confidence,
             }
             for found in job.detections or ()
         ]
     }
-
-
-def _coco_category(found: Detection) -> int:
-    return _COCO_CATEGORY_IDS[found.class_id] if found.class_id < len(_COCO_CATEGORY_IDS) else found.class_id + 1
 
 
 FORMATS: dict[str, Callable[[Job], dict[str, Any]] | None] = {

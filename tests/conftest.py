@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
+import structlog
 
 from deploy.export import repository
 from deploy.local import ports
@@ -46,6 +47,13 @@ class Background:
 
     def run(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
+
+
+@pytest.fixture(autouse=True)
+def _own_logs() -> Iterator[None]:
+    """A service's `main` that a test calls sets up logs to what pytest closes afterwards."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +92,7 @@ def redis_url(valkey: Valkey) -> str:
 
 @pytest.fixture(scope="session")
 def model_repository(folder: Path) -> Path:
-    repository.write(folder / "models", repository.DEFAULT_ONNX, "small")
+    repository.write_default(folder / "models")
     return folder / "models"
 
 

@@ -5,14 +5,14 @@ import sys
 import typer
 from rich.console import Console
 
-from deploy.export.graph import ExportError
+from deploy.export.detector import ExportError
 from deploy.local.errors import StartError
 from shared.errors import UnknownModel
 from shared.models import RegistryError
 from shared.settings import SettingsError
-from visionmesh.client import ClientError
-from visionmesh.commands import demo, doctor, status, submit, up
+from visionmesh.commands import bench, demo, doctor, status, submit, up
 from visionmesh.drawing import DrawingError
+from visionmesh.errors import MeshError
 
 app = typer.Typer(
     name="visionmesh",
@@ -25,6 +25,7 @@ app.command("demo")(demo.demo)
 app.command("submit")(submit.submit)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
         app()
     except (StartError, SettingsError, RegistryError, UnknownModel, ExportError) as error:
         _fail(error, 2)
-    except (ClientError, DrawingError) as error:
+    except (MeshError, DrawingError) as error:
         _fail(error, 1)
 
 

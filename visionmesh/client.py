@@ -1,90 +1,194 @@
-"""A small client of a mesh's HTTP API: submit, wait, read."""
+"""The client: a mesh at a URL. `visionmesh.async_client` is the same for asyncio; what both do is in `visionmesh.flows`."""
 
+import asyncio
 import contextlib
-from collections.abc import Mapping
-from pathlib import Path
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, Unpack
 
-import httpx
-import msgspec
+from visionmesh import flows, gathering, pictures, results, subscribing
+from visionmesh.address import address_of
+from visionmesh.connectors import Connector
+from visionmesh.errors import MeshError
+from visionmesh.exchange import Retries
+from visionmesh.flows import DetectOptions
+from visionmesh.gathering import OnProgress, Tally
+from visionmesh.handles import JobHandle
+from visionmesh.pictures import Picture
+from visionmesh.results import Result
+from visionmesh.subscribing import Wanted
 
-from shared.messages import Job
+TIMEOUT_S = 300.0
 
-WAIT_S = 20.0
-TIMEOUT = httpx.Timeout(10.0, read=WAIT_S + 15.0, write=60.0)
-
-
-class ClientError(Exception):
-    """The mesh cannot be reached or refuses. The message is one line; `code` is the problem's, if it sent one."""
-
-    def __init__(self, message: str, *, code: str = "", status: int = 0) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = status
+T = TypeVar("T")
 
 
 class Client:
-    """A mesh at a URL. Use as a context manager."""
+    """A mesh at a URL, with one pool of connections; safe to share among threads. Use as a context manager.
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self._url, timeout=TIMEOUT, headers={"accept": "application/msgpack"})
+    >>> from visionmesh import Client
+    >>> with Client() as mesh:
+    ...     result = mesh.detect("cat.png", confidence=0.5)
+    >>> result.status, [found.label for found in result]
+    ('succeeded', ['cat'])
+
+    `url` is by default VISIONMESH_URL or http://127.0.0.1:9600, `api_key` VISIONMESH_API_KEY. `timeout_s` bounds every call as
+    a whole, with its retries and its waiting.
+    """
+
+    def __init__(
+        self, url: str = "", *, api_key: str = "", timeout_s: float = TIMEOUT_S, retries: Retries | None = None
+    ) -> None:
+        self._connector = Connector(address_of(url, api_key), retries or Retries(), timeout_s)
+
+    @property
+    def url(self) -> str:
+        """Where the mesh answers."""
+        return self._connector.address.url
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._http.close()
+        self.close()
 
-    def detect(self, picture: Path, *, model: str = "", confidence: float | None = None, classes: str = "") -> Job:
-        """Send a picture and wait for its job's end, however long the mesh takes.
+    def close(self) -> None:
+        """Close the connections."""
+        self._connector.close()
+
+    def detect(self, picture: Picture, *, timeout_s: float | None = None, **options: Unpack[DetectOptions]) -> Result:
+        """Send a picture and wait for what is on it. Options: `model`, `confidence`, `iou`, `max_detections`, `classes`.
 
         Raises:
-            ClientError: the file cannot be read, or the mesh cannot be reached or refuses it. A job that failed is returned.
+            JobError: the job failed; the class says why.
+            RequestError: the mesh refused the picture or an option.
+            ClientError: the picture cannot be read, the mesh not be reached, or time ran out.
         """
+        return self._detect(picture, options, timeout_s).raise_for_error()
+
+    def submit(self, picture: Picture, *, idempotency_key: str = "", **options: Unpack[DetectOptions]) -> JobHandle:
+        """Send a picture and do not wait.
+
+        A key is made for every call, so that a retry never makes a second job; with one of yours, nor does a second call.
+
+        >>> with Client() as mesh:
+        ...     job = mesh.submit("cat.png", model="small")
+        ...     len(job.result().detections)
+        1
+
+        Raises:
+            RequestError: the mesh refused the picture or an option.
+            ClientError: the picture cannot be read, the mesh not be reached, or time ran out.
+        """
+        content = pictures.read(picture)
+        accepted = self._connector.run(flows.submit(content, options, self._connector.terms(), idempotency_key=idempotency_key))
+        return JobHandle(self._connector, results.sent_as(accepted, picture))
+
+    def job(self, job_id: str) -> JobHandle:
+        """A job that was submitted before, as it is now.
+
+        Raises:
+            UnknownJob, ExpiredJob: the mesh never gave this ID, or no longer keeps the job.
+        """
+        return JobHandle(self._connector, self._connector.run(flows.read(job_id, self._connector.terms())))
+
+    def detect_many(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        concurrency: int = gathering.CONCURRENCY,
+        progress: OnProgress | None = None,
+        **options: Unpack[DetectOptions],
+    ) -> Iterator[Result]:
+        """Send many pictures, `concurrency` at a time, and give their results in the order of the pictures.
+
+        A picture that fails does not end the rest: its result has `ok` false and says why in `error`.
+
+        >>> with Client() as mesh:
+        ...     for result in mesh.detect_many(["cat.png", "coffee.png"]):
+        ...         print(result.source, [found.label for found in result])
+        cat.png ['cat']
+        coffee.png ['cup', 'dining table']
+
+        Raises:
+            MeshError: what would befall every picture: the mesh cannot be reached, a wrong model, option or key.
+        """
+        tally = Tally(pictures, progress)
+        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="visionmesh")
+        begun: deque[Future[Result]] = deque()
         try:
-            body = picture.read_bytes()
-        except OSError as error:
-            raise ClientError(f"{picture}: {error.strerror}") from None
-        query = {"model": model, "confidence": "" if confidence is None else str(confidence), "classes": classes}
-        job = self._job(
-            "POST",
-            "/v1/jobs",
-            params={name: value for name, value in query.items() if value},
-            content=body,
-            headers={"content-type": "application/octet-stream", "prefer": f"wait={WAIT_S:g}"},
-        )
-        while job.finished_at is None:
-            job = self._job("GET", f"/v1/jobs/{job.id}", params={"wait": f"{WAIT_S:g}"})
-        return job
+            for picture in pictures:
+                begun.append(pool.submit(self._detect_one, picture, options))
+                while begun and (begun[0].done() or len(begun) >= concurrency * gathering.AHEAD):
+                    yield tally.count(begun.popleft().result())
+            while begun:
+                yield tally.count(begun.popleft().result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @contextmanager
+    def subscribe(
+        self, *, redis_url: str = "", model: str = "", group: str = "", consumer: str = "", after: str = ""
+    ) -> Generator[Iterator[Result]]:
+        """Every job that finishes, whoever sent it, from the mesh's Redis; see `Wanted` for the options.
+
+        Without `group` and `after` it is pub/sub: quick, and what is missed is gone. With either it is the durable stream. The
+        subscription stands when the block begins.
+
+        >>> with Client() as mesh, mesh.subscribe(model="small") as finished:
+        ...     job = mesh.submit("cat.png")
+        ...     next(finished).id == job.id
+        True
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        wanted = Wanted(redis_url=redis_url, model=model, group=group, consumer=consumer, after=after)
+        with asyncio.Runner() as runner:
+            source = subscribing.results(wanted)
+            stream = runner.run(_awaited(source.__aenter__()))
+            try:
+                yield _drained(runner, stream)
+            finally:
+                runner.run(_awaited(source.__aexit__(None, None, None)))
 
     def health(self) -> dict[str, Any]:
-        """The mesh's `/health`.
+        """The mesh's `/health`: its parts, workers, queues and models."""
+        return self._connector.run(flows.document("/health", self._connector.terms()))
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One model of the mesh with its labels.
 
         Raises:
-            ClientError: the mesh cannot be reached.
+            UnknownModel: there is none of this name.
         """
-        return msgspec.msgpack.decode(self._send("GET", "/health").content)
+        return self._connector.run(flows.document(f"/v1/models/{name}", self._connector.terms()))
 
-    def _job(self, method: str, path: str, **arguments: Any) -> Job:
-        return msgspec.msgpack.decode(self._send(method, path, **arguments).content, type=Job)
+    def _detect(self, picture: Picture, options: DetectOptions, timeout_s: float | None = None) -> Result:
+        content = pictures.read(picture)
+        return results.sent_as(
+            self._connector.run(flows.detect(content, options, self._connector.terms(timeout_s))),
+            picture,
+        )
 
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _detect_one(self, picture: Picture, options: DetectOptions) -> Result:
         try:
-            response = self._http.request(method, path, **arguments)
-        except httpx.TimeoutException:
-            raise ClientError(f"no answer from {self._url} in time") from None
-        except httpx.HTTPError as error:
-            raise ClientError(
-                f"cannot reach {self._url} ({error}); start a mesh with `visionmesh up` or name one with --url"
-            ) from None
-        except httpx.InvalidURL as error:
-            raise ClientError(f"{self._url!r} is not a URL: {error}") from None
-        if response.is_error:
-            problem: Mapping[str, Any] = {}
-            with contextlib.suppress(ValueError):
-                problem = response.json()
-            detail = problem.get("detail") or f"HTTP status {response.status_code}"
-            raise ClientError(detail, code=problem.get("code", ""), status=response.status_code)
-        return response
+            return self._detect(picture, options)
+        except gathering.OF_ALL:
+            raise
+        except MeshError as error:
+            return results.sent_as(results.refused(error, options.get("model", ""), time.time() * 1000), picture)
+
+
+def _drained(runner: asyncio.Runner, stream: AsyncIterator[Result]) -> Iterator[Result]:
+    with contextlib.suppress(StopAsyncIteration):
+        while True:
+            yield runner.run(_awaited(anext(stream)))
+
+
+async def _awaited(awaitable: Awaitable[T]) -> T:
+    return await awaitable

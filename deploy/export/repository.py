@@ -1,70 +1,93 @@
-"""Writes the model repository that the embedded Triton serves: a folder per model with its configuration, graph and code.
+"""Writes what Triton serves: a folder per model, with its configuration, its graph, and what runs it.
 
-REPOSITORY/small/config.pbtxt
-REPOSITORY/small/1/model.py      (deploy/triton/model.py: runs the graph with ONNX Runtime)
-REPOSITORY/small/1/model.onnx
+target cpu                   target onnxruntime           target tensorrt
+NAME/config.pbtxt            NAME/config.pbtxt            NAME/config.pbtxt
+NAME/1/model.onnx            NAME/1/model.onnx            NAME/1/             model.plan comes here
+NAME/1/model.py                                           build/NAME.onnx, build-plans.sh
 """
 
 import shutil
 from pathlib import Path
 
+import msgspec
 import onnx
 
-from deploy.export import graph
+from deploy.export import configuration, graph
+from deploy.export.configuration import Target
+from deploy.export.detector import Detector, ExportError, load
 
 _MODEL_PY = Path(__file__).parents[1] / "triton" / "model.py"
 DEFAULT_ONNX = Path(__file__).parents[1] / "models" / "ssdlite_mobilenet_v2_coco_300.onnx"
-
-_TRITON_TYPES: dict[int, str] = {
-    onnx.TensorProto.UINT8: "TYPE_UINT8",
-    onnx.TensorProto.FLOAT: "TYPE_FP32",
-    onnx.TensorProto.INT32: "TYPE_INT32",
-}
+DEFAULT_MAX_BATCH = 8
 
 
-def write(repository: Path, source: Path, name: str, *, max_batch: int = 8) -> list[str]:
-    """Write the two servable models of a detector: NAME (track B) and NAME_end2end (track C); returns their names.
+class Served(msgspec.Struct, frozen=True):
+    """A model that was written: its name in Triton, its track and the head that reads it."""
+
+    triton_model: str
+    track: str
+    head: str
+    max_batch: int
+
+
+def write_default(repository: Path) -> list[str]:
+    """Write the built-in detector for the embedded Triton; returns the names in Triton: `small`, `small_end2end`."""
+    return [served.triton_model for served in write(repository, load(DEFAULT_ONNX), "small")]
+
+
+def write(
+    repository: Path, detector: Detector, name: str, *, target: Target = "cpu", max_batch: int = DEFAULT_MAX_BATCH
+) -> list[Served]:
+    """Write the variants of a detector: NAME (track B; not where the detector has no plain output) and NAME_end2end (C).
 
     Raises:
-        ExportError: the ONNX file cannot be served.
+        ExportError: the folder cannot be written.
     """
-    model = graph.load(source)
-    _write_model(repository / name, name, graph.plain(model), max_batch)
-    end2end = f"{name}_end2end"
-    _write_model(repository / end2end, end2end, graph.end2end(model), max_batch)
-    return [name, end2end]
+    largest = detector.batch or max_batch
+    nms: graph.Nms = "tensorrt" if target == "tensorrt" else "onnx"
+    variants = [] if detector.layout == "nms-free" else [(name, "B", "yolo", graph.plain(detector))]
+    variants.append((f"{name}_end2end", "C", "end2end", graph.end2end(detector, nms)))
+    try:
+        for triton_model, _, _, model in variants:
+            _write_model(repository, triton_model, model, target, largest)
+        if target == "tensorrt":
+            _write_script(repository, detector, [variant[0] for variant in variants], largest)
+    except OSError as error:
+        raise ExportError(f"{repository}: cannot be written ({error.strerror})") from None
+    return [Served(triton_model, track, head, largest) for triton_model, track, head, _ in variants]
 
 
-def _write_model(folder: Path, name: str, model: onnx.ModelProto, max_batch: int) -> None:
-    version = folder / "1"
+def _write_model(repository: Path, name: str, model: onnx.ModelProto, target: Target, max_batch: int) -> None:
+    version = repository / name / "1"
     version.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, version / "model.onnx")
-    shutil.copyfile(_MODEL_PY, version / "model.py")
-    (folder / "config.pbtxt").write_text(_config(name, model, max_batch), "utf-8")
+    if target == "tensorrt":
+        (repository / "build").mkdir(exist_ok=True)
+        onnx.save(model, repository / "build" / f"{name}.onnx")
+    else:
+        onnx.save(model, version / "model.onnx")
+    if target == "cpu":
+        shutil.copyfile(_MODEL_PY, version / "model.py")
+    (repository / name / "config.pbtxt").write_text(configuration.text(name, model.graph, target, max_batch), "utf-8")
 
 
-def _config(name: str, model: onnx.ModelProto, max_batch: int) -> str:
-    def tensors(values: list[onnx.ValueInfoProto]) -> str:
-        return ",\n".join(
-            f'  {{ name: "{value.name}" data_type: {_TRITON_TYPES[value.type.tensor_type.elem_type]} dims: {_dims(value)} }}'
-            for value in values
-        )
-
-    return f'''name: "{name}"
-backend: "python"
-max_batch_size: {max_batch}
-input [
-{tensors(list(model.graph.input))}
-]
-output [
-{tensors(list(model.graph.output))}
-]
-# The workers send whole batches; what meets here at the same moment is merged, and nothing waits to be merged.
-dynamic_batching {{ }}
-instance_group [ {{ count: 1 kind: KIND_CPU }} ]
-'''
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Dimensions without the batch, -1 where they are not fixed."""
-    return [dimension.dim_value or -1 for dimension in value.type.tensor_type.shape.dim][1:]
+def _write_script(repository: Path, detector: Detector, names: list[str], max_batch: int) -> None:
+    image = f"{detector.input_height}x{detector.input_width}x3"
+    best = max(max_batch // 2, 1)
+    shapes = f" --minShapes=images:1x{image} --optShapes=images:{best}x{image} --maxShapes=images:{max_batch}x{image}"
+    shapes = "" if detector.batch else shapes
+    builds = "\n".join(
+        f'trtexec --onnx="$here/build/{name}.onnx" --saveEngine="$here/{name}/1/model.plan" --fp16{shapes}' for name in names
+    )
+    script = repository / "build-plans.sh"
+    script.write_text(
+        f"""#!/bin/sh
+# Build the TensorRT plans on the GPU that will run them, in NVIDIA's container of the same release as the server:
+#   docker run --rm --gpus all -v "$PWD:/models" nvcr.io/nvidia/tritonserver:26.07-py3 sh /models/build-plans.sh
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+PATH="$PATH:/usr/src/tensorrt/bin"
+{builds}
+""",
+        "utf-8",
+    )
+    script.chmod(0o755)

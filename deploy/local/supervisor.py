@@ -151,7 +151,7 @@ class LocalMesh:
             return
         self._progress("triton", "writing the models")
         models = self.folder / "models"
-        names = await asyncio.to_thread(repository.write, models, repository.DEFAULT_ONNX, "small")
+        names = await asyncio.to_thread(repository.write_default, models)
         http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
         triton = Triton(self.folder, models, names, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
         self.triton_url = triton.url

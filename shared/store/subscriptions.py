@@ -234,7 +234,7 @@ async def _alone(redis: Redis, after: str) -> AsyncGenerator[Delivery]:
     patience = _Patience()
     while True:
         try:
-            with typed_errors():
+            with typed_errors(), _readable_position(after):
                 entries = await _read(redis, ["XREAD"], after, AT_ONCE)
         except StoreUnavailable as error:
             await patience.bear(error)

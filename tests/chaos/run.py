@@ -157,7 +157,7 @@ def _errors(mesh: LocalMesh) -> list[str]:
 
 async def _triton(folder: Path) -> Triton:
     models = folder / "models"
-    names = repository.write(models, repository.DEFAULT_ONNX, "small")
+    names = repository.write_default(models)
     triton = Triton(folder, models, names, http_port=ports.free(), grpc_port=ports.free(), metrics_port=ports.free())
     await triton.start()
     while not await asyncio.to_thread(triton.ready):  # noqa: ASYNC110 - nothing to await in another process

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from deploy.export import graph, repository
+from deploy.export.detector import Detector, ExportError, load
 from inference_worker.heads import HEADS, Thresholds
 from tests.conftest import PHOTOS
 
@@ -23,8 +24,8 @@ def run(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def detector() -> onnx.ModelProto:
-    return graph.load(repository.DEFAULT_ONNX)
+def detector() -> Detector:
+    return load(repository.DEFAULT_ONNX)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,14 @@ def images() -> np.ndarray:
     return np.stack([np.asarray(photo) for photo in photos])
 
 
-def test_plain_takes_bytes_and_gives_what_the_detector_gives(detector: onnx.ModelProto, images: np.ndarray) -> None:
+def test_plain_takes_bytes_and_gives_what_the_detector_gives(detector: Detector, images: np.ndarray) -> None:
     floats = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
-    session = ort.InferenceSession(detector.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(detector.model.SerializeToString(), providers=["CPUExecutionProvider"])
     (expected,) = session.run(None, {"images": floats})
     np.testing.assert_allclose(run(graph.plain(detector), images)["output0"], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_nms_in_the_graph_keeps_what_the_workers_keeps(detector: onnx.ModelProto, images: np.ndarray) -> None:
+def test_nms_in_the_graph_keeps_what_the_workers_keeps(detector: Detector, images: np.ndarray) -> None:
     plain = HEADS["yolo"](run(graph.plain(detector), images), [ASKED] * 3)
     inside = HEADS["end2end"](run(graph.end2end(detector), images), [ASKED] * 3)
     assert max(len(found.scores) for found in plain) > 3
@@ -53,7 +54,7 @@ def test_nms_in_the_graph_keeps_what_the_workers_keeps(detector: onnx.ModelProto
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
 
 
-def test_a_picture_does_not_depend_on_its_batch(detector: onnx.ModelProto, images: np.ndarray) -> None:
+def test_a_picture_does_not_depend_on_its_batch(detector: Detector, images: np.ndarray) -> None:
     served = graph.end2end(detector)
     alone = run(served, images[1:2])
     together = run(served, images)
@@ -64,14 +65,14 @@ def test_a_picture_does_not_depend_on_its_batch(detector: onnx.ModelProto, image
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "cannot be read"), (b"no onnx", "not a valid ONNX file"), (b"", "not a valid ONNX file")],
+    [(None, "cannot be read"), (b"no onnx", "is not an ONNX file"), (b"", "is not a valid ONNX file")],
 )
 def test_what_is_no_detector_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
     file = tmp_path / "model.onnx"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(graph.ExportError, match=said) as caught:
-        graph.load(file)
+    with pytest.raises(ExportError, match=said) as caught:
+        load(file)
     assert "\n" not in str(caught.value)
 
 
@@ -80,5 +81,5 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 10]) for name in "xy"]
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:]))
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(graph.ExportError, match="is not a"):
-        graph.load(tmp_path / "model.onnx")
+    with pytest.raises(ExportError, match="its input is"):
+        load(tmp_path / "model.onnx")

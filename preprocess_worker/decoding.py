@@ -1,5 +1,8 @@
 """From the bytes of a picture to the uint8 tensor of a model. The only module that knows pyvips; runs in decoder children.
 
+    header, limits ─┬─ an ordinary JPEG ─▶ jpeg.JpegDecoder, which is quicker
+                    └─ all else ─▶ libvips:
+
     bytes ─▶ format by magic bytes ─▶ header, limits ─▶ pixels (shrunk on load) ─▶ alpha flattened ─▶ bilinear resize
           ─▶ sRGB, 8 bit, 3 bands ─▶ upright ─▶ letterboxed into the caller's memory
 
@@ -13,9 +16,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyvips
 
 from preprocess_worker.formats import Limits, recognise
+from preprocess_worker.jpeg import JpegDecoder, blank_border
 from shared.errors import CorruptImage, SideTooLong, TooManyPixels, UnsupportedFormat
 from shared.letterbox import GREY, Letterbox, fit
 from shared.messages import ImageInfo, Placement
@@ -44,6 +49,7 @@ HARMLESS = ("extraneous bytes before marker", "Unknown Adobe color transform", "
 """libjpeg's warnings that cameras and phones cause in good pictures; all others mean damage."""
 
 _BILINEAR = pyvips.Interpolate.new("bilinear")
+_JPEG = JpegDecoder()
 
 
 def prepare(limits: Limits) -> None:
@@ -83,10 +89,10 @@ def decode_into(
         header = _load(data, name, "error")
         _check(header, limits)
         box = fit(*_upright(header), input_width, input_height)
-        pixels = _pixels(data, name, header, box)
+        if name != "jpeg" or not _quickly(data, header, box, out):
+            _letterbox(_pixels(data, name, header, box), box, out)
     except pyvips.Error as error:
         raise CorruptImage(f"the {name} picture cannot be decoded: {_reason(error)}") from None
-    _letterbox(pixels, box, out)
     return ImageInfo(*_upright(header), name), box.placement
 
 
@@ -115,6 +121,25 @@ def _upright(image: Any) -> tuple[int, int]:
     return (image.height, image.width) if _orientation(image) >= 5 else (image.width, image.height)
 
 
+def _quickly(data: bytes | memoryview, header: Any, box: Letterbox, out: memoryview) -> bool:
+    """Decode an ordinary JPEG the quick way; false if it is none."""
+    if _foreign_profile(header):
+        return False
+    size = header.width, header.height
+    return _JPEG.decode_into(data, size, _orientation(header), _jpeg_shrink(header, box), box, out)
+
+
+def _jpeg_shrink(header: Any, box: Letterbox) -> int:
+    """By how much the decoder may shrink each side: 1, 2, 4 or 8."""
+    shrink = _most_shrink(header, box)
+    return min(2 ** int(math.log2(shrink)), 8) if shrink >= 2 else 1
+
+
+def _most_shrink(header: Any, box: Letterbox) -> float:
+    width, height = (box.height, box.width) if _orientation(header) >= 5 else (box.width, box.height)
+    return min(header.width / width, header.height / height) / OVERSAMPLING
+
+
 def _pixels(data: bytes | memoryview, name: str, header: Any, box: Letterbox) -> Any:
     """The picture as it will lie in the letterbox, as bytes, decoded strictly."""
     if name != "jpeg":
@@ -131,10 +156,10 @@ def _pixels(data: bytes | memoryview, name: str, header: Any, box: Letterbox) ->
 def _upright_rgb(data: bytes | memoryview, name: str, header: Any, box: Letterbox, fail_on: str) -> Any:
     lies = _orientation(header) >= 5
     width, height = (box.height, box.width) if lies else (box.width, box.height)
-    shrink = min(header.width / width, header.height / height) / OVERSAMPLING
+    shrink = _most_shrink(header, box)
     scale_x, scale_y = width / header.width, height / header.height
     if name == "jpeg" and shrink >= 2:
-        factor = min(2 ** int(math.log2(shrink)), 8)
+        factor = _jpeg_shrink(header, box)
         image = _load(data, name, fail_on, shrink=factor)
         # Rounded up by the decoder: the last column may stand for less than `factor` pixels, so the factor itself counts.
         scale_x, scale_y = scale_x * factor, scale_y * factor
@@ -176,8 +201,7 @@ def _resized(image: Any, width: int, height: int, scale_x: float, scale_y: float
 
 def _rgb(image: Any) -> Any:
     """sRGB with 3 bands of 8 bits."""
-    profile = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
-    if profile and not _is_srgb(bytes(profile)):
+    if _foreign_profile(image):
         image = image.copy_memory()  # what fails from here on is the profile, not the picture
         # A profile that is damaged or belongs to another colour space is passed over, as browsers do.
         with contextlib.suppress(pyvips.Error):
@@ -194,6 +218,12 @@ def _rgb(image: Any) -> Any:
     return image if image.format == "uchar" else image.cast("uchar")
 
 
+def _foreign_profile(image: Any) -> bool:
+    """Whether its colours are to be read by a profile of their own."""
+    profile = image.get("icc-profile-data") if image.get_typeof("icc-profile-data") else None
+    return bool(profile) and not _is_srgb(bytes(profile))
+
+
 def _is_srgb(profile: bytes) -> bool:
     """Whether a profile calls itself sRGB in its description (ICC.1:2022, 7.3 tag table, 9.2.41 profileDescriptionTag)."""
     for at in range(132, 132 + 12 * min(int.from_bytes(profile[128:132], "big"), 100), 12):
@@ -205,18 +235,8 @@ def _is_srgb(profile: bytes) -> bool:
 
 
 def _letterbox(pixels: Any, box: Letterbox, out: memoryview) -> None:
-    picture = memoryview(pixels).cast("B")
-    row, stride = box.width * 3, box.input_width * 3
-    first, last = box.top * stride, (box.top + box.height) * stride
-    out[:first] = bytes([GREY]) * first
-    out[last:] = bytes([GREY]) * (len(out) - last)
-    if row == stride:
-        out[first:last] = picture
-        return
-    left, right = bytes([GREY]) * (box.left * 3), bytes([GREY]) * (stride - row - box.left * 3)
-    for y in range(box.height):
-        at = first + y * stride
-        out[at : at + stride] = left + picture[y * row : (y + 1) * row] + right
+    tensor = np.frombuffer(out, np.uint8).reshape(box.input_height, box.input_width, 3)
+    blank_border(tensor, box)[:] = np.frombuffer(pixels, np.uint8).reshape(box.height, box.width, 3)
 
 
 def _reason(error: pyvips.Error) -> str:

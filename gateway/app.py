@@ -21,10 +21,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from gateway import encoders, problems
+from gateway import closing, encoders, problems
 from gateway.mesh import Mesh
 from gateway.middleware import RequestMiddleware
-from gateway.routes import health, jobs, models, predict
+from gateway.routes import events, health, jobs, models, predict
 from shared import errors, log
 from shared import models as registry
 from shared.heartbeat import beat_forever
@@ -58,6 +58,7 @@ async def describe(request: Request) -> Response:
 ROUTES: list[BaseRoute] = [
     Route("/", describe, methods=["GET"]),
     *jobs.ROUTES,
+    *events.ROUTES,
     *predict.ROUTES,
     *models.ROUTES,
     *health.ROUTES,
@@ -84,7 +85,8 @@ def create(settings: Settings | None = None) -> Starlette:
         async with connect(settings) as store, store.events:
             beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, dict))
             try:
-                yield {"mesh": Mesh(settings, served, store, name)}
+                with closing.watch() as told_to_stop:
+                    yield {"mesh": Mesh(settings, served, store, name, told_to_stop)}
             finally:
                 beat.cancel()
                 await asyncio.gather(beat, return_exceptions=True)

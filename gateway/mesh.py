@@ -1,5 +1,6 @@
 """What every route needs of the mesh, made once per process and found at `request.state.mesh`."""
 
+import asyncio
 import time
 
 import msgspec
@@ -16,5 +17,7 @@ class Mesh(msgspec.Struct, frozen=True):
     registry: Registry
     store: Store
     name: str
+    closing: asyncio.Event
+    """Set when this process was told to stop: what never ends by itself ends then."""
     started_s: float = msgspec.field(default_factory=time.monotonic)
     """When this process started, by its monotonic clock."""

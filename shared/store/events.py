@@ -55,19 +55,28 @@ class Waiter:
                         return job
         return None
 
+    async def next(self, reread_s: float = REREAD_S) -> Job | None:
+        """The next event, or the job as it is after `reread_s` without one; `None` if the store does not answer then.
+
+        Raises:
+            UnknownJob, ExpiredJob: there is no such job (any more).
+        """
+        try:
+            async with asyncio.timeout(reread_s):
+                job = await self._events.get()
+        except TimeoutError:
+            job = None
+        if job is None:
+            with contextlib.suppress(StoreUnavailable):
+                return await self._read()
+        return job
+
     async def __aiter__(self) -> AsyncIterator[Job]:
         """Every event until the job has ended."""
         while True:
-            try:
-                async with asyncio.timeout(REREAD_S):
-                    job = await self._events.get()
-            except TimeoutError:
-                job = None
+            job = await self.next()
             if job is None:
-                try:
-                    job = await self._read()
-                except StoreUnavailable:
-                    continue
+                continue
             yield job
             if job.status in TERMINAL:
                 return

@@ -116,7 +116,12 @@ class ModelUnavailable(RequestError):
 
 
 class JobError(MeshError):
-    """The job fails with this code; the status is what `/predict` answers, where the job is the request."""
+    """The job fails with this code; the status is what `/predict` answers, where the job is the request.
+
+    `is_ours`: the picture may be good, so the job is kept as a dead letter that can be replayed.
+    """
+
+    is_ours: ClassVar[bool] = False
 
 
 class CorruptImage(JobError):
@@ -141,26 +146,37 @@ class DecodeTimeout(JobError):
 
 class DecoderCrashed(JobError):
     code, status, title = "decoder-crashed", 422, "The decoder crashed on the picture"
+    is_ours = True
 
 
 class UploadLost(JobError):
     code, status, title = "upload-lost", 500, "The upload is gone"
+    is_ours = True
 
 
 class InferenceUnavailable(JobError):
     code, status, title = "inference-unavailable", 503, "The model did not answer before the job's deadline"
+    is_ours = True
 
 
 class InferenceFailed(JobError):
     code, status, title = "inference-failed", 502, "The model refused the picture"
+    is_ours = True
 
 
 class DeadlinePassed(JobError):
     code, status, title = "deadline-passed", 504, "The job was not done before its deadline"
+    is_ours = True
 
 
 class Internal(JobError):
     code, status, title = "internal", 500, "Internal error"
+    is_ours = True
+
+
+def is_ours(code: str) -> bool:
+    """Whether a job with this code failed though its picture may be good."""
+    return getattr(BY_CODE.get(code), "is_ours", False)
 
 
 def _leaves(cls: type[MeshError]) -> list[type[MeshError]]:

@@ -108,6 +108,7 @@ class Ticket(msgspec.Struct, kw_only=True):
     tensor: str | None = None
     reply_to: str = ""
     traceparent: str = ""
+    tenant: str = ""
     crashes: int = 0
 
 

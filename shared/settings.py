@@ -34,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 9600
     models: str = ""
+    api_keys: str = ""
+    redis_ca: str = ""
+    triton_ca: str = ""
 
     # what is accepted
     default_model: str = "small"
@@ -44,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upload_chunk_bytes: Bytes = 256 * 1024
     body_timeout_s: Seconds = 60.0
     byte_budget: Annotated[int, Meta(ge=0)] = 0
+    max_queue_s: Seconds = 20.0
 
     # how long things take and are kept
     job_deadline_s: Seconds = 120.0
@@ -51,6 +55,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_wait_s: Seconds = 30.0
     lease_s: Seconds = 10.0
     heartbeat_s: Seconds = 2.0
+    dead_letter_ttl_s: Seconds = 86_400.0
+    dead_letters: Count = 100
     slow_request_ms: Annotated[float, Meta(ge=0)] = 100.0
 
     # processes
@@ -60,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_s: Annotated[int, Meta(ge=1, le=3600)] = 30
     decoders: CountOrAuto = 0
     decode_timeout_s: Seconds = 5.0
+    max_waiting_tensors: Count = 256
     inference_slots: Count = 2
     triton_clients: Count = 32
 

@@ -8,6 +8,7 @@ job again whenever the connection was lost.
 
 import asyncio
 import contextlib
+import random
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
@@ -169,7 +170,7 @@ class Events:
                         self._hear(str(message["type"]), cast("bytes", message["channel"]).decode(), message["data"])
             except (RedisError, OSError, TimeoutError, RuntimeError) as error:  # RuntimeError: uvloop, of a cut connection
                 log.warning("events.disconnected", error=str(error))
-                await asyncio.sleep(RECONNECT_S)
+                await asyncio.sleep(random.uniform(0, RECONNECT_S))  # noqa: S311 - jitter needs no secrecy
             finally:
                 self._pubsub = None
                 with contextlib.suppress(RedisError, OSError, RuntimeError):

@@ -1,9 +1,10 @@
 """Job IDs: 128 random bits, the partition, and a tag that tells an ID once given from one that never was.
 
-    ID = base32(partition 2 bytes | random 16 bytes | tag 4 bytes), 36 lower-case characters
+    ID = base32(partition 2 bytes | random 16 bytes | owner 4 bytes, if there are tenants | tag 4 bytes), 36 or 42 characters
 
 The tag is a keyed hash under a secret that the first process puts into Redis. A well-tagged ID that Redis no longer
-knows has expired (410); any other was never given (404), and guessing one costs 128 bits.
+knows has expired (410); any other was never given (404), and guessing one costs 128 bits. The owner is a keyed hash of the
+tenant's name and the random bytes: it says nothing to people, and shows without asking Redis whether an ID is a tenant's own.
 """
 
 import base64
@@ -17,7 +18,9 @@ from shared.store import keys
 from shared.store.connection import Connection
 
 _TAG_BYTES = 4
-_LENGTH = 36
+_OWNER_BYTES = 4
+_BODY_BYTES = 18
+_LENGTHS = (36, 42)
 
 
 class Ids:
@@ -32,8 +35,8 @@ class Ids:
         _, secret = await connection.run(("SET", keys.ID_SECRET, secrets.token_bytes(32), "NX"), ("GET", keys.ID_SECRET))
         self._secret = bytes(secret)
 
-    def new(self, idempotency_key: str | None = None) -> str:
-        """A new ID; with an idempotency key, in the partition where that key lives.
+    def new(self, idempotency_key: str | None = None, tenant: str = "") -> str:
+        """A new ID of this tenant; with an idempotency key, in the partition where that key lives.
 
         Raises:
             StoreUnavailable: the secret could not be fetched yet.
@@ -45,7 +48,20 @@ class Ids:
         else:
             partition = zlib.crc32(idempotency_key.encode()) % self._partitions
         body = partition.to_bytes(2, "big") + secrets.token_bytes(16)
+        if tenant:
+            body += self._owner(body, tenant)
         return _text(body + self._tag(body))
+
+    def check_owner(self, job_id: str, tenant: str) -> None:
+        """See that an ID was given to this tenant.
+
+        Raises:
+            UnknownJob: it was not, or never given at all; which of the two is not told.
+        """
+        body = self._body(job_id)
+        owner = body[_BODY_BYTES:]
+        if not secrets.compare_digest(owner, self._owner(body[:_BODY_BYTES], tenant) if tenant else b""):
+            raise UnknownJob("no job has this ID")
 
     def partition(self, job_id: str) -> int:
         """The partition that holds this job.
@@ -53,15 +69,21 @@ class Ids:
         Raises:
             UnknownJob: the ID was never given.
         """
+        return int.from_bytes(self._body(job_id)[:2], "big")
+
+    def _body(self, job_id: str) -> bytes:
         try:
-            raw = base64.b32decode(job_id.upper() + "=" * (-len(job_id) % 8)) if len(job_id) == _LENGTH else b""
+            raw = base64.b32decode(job_id.upper() + "=" * (-len(job_id) % 8)) if len(job_id) in _LENGTHS else b""
         except (binascii.Error, ValueError):
             raw = b""
         body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
         # Base32 has spare bits at the end, so only the one spelling that we give out is taken.
         if not secrets.compare_digest(tag, self._tag(body)) or _text(raw) != job_id:
             raise UnknownJob("no job has this ID")
-        return int.from_bytes(body[:2], "big")
+        return body
+
+    def _owner(self, body: bytes, tenant: str) -> bytes:
+        return hashlib.blake2b(body + tenant.encode(), digest_size=_OWNER_BYTES, key=self._secret, person=b"owner").digest()
 
     def _tag(self, body: bytes) -> bytes:
         return hashlib.blake2b(body, digest_size=_TAG_BYTES, key=self._secret).digest()

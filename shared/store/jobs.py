@@ -13,14 +13,19 @@ from typing import Any
 
 import msgspec
 
+from shared.access import NOBODY, Tenant
 from shared.errors import (
     DeadlinePassed,
     ExpiredJob,
     IdempotencyMismatch,
+    InvalidParameter,
     MeshError,
     Overloaded,
     StoreUnavailable,
+    TooManyRequests,
     UnknownJob,
+    UploadLost,
+    is_ours,
 )
 from shared.messages import (
     TERMINAL,
@@ -37,15 +42,17 @@ from shared.messages import (
     job_to_msgpack,
     timestamp,
 )
-from shared.models import Model
+from shared.models import Model, Registry
 from shared.settings import Settings
 from shared.store import keys
+from shared.store.admission import Admission
 from shared.store.budget import ByteBudget
 from shared.store.clock import Clock
 from shared.store.connection import Command, Connection
 from shared.store.heartbeats import pairs
 from shared.store.ids import Ids
 from shared.store.tensors import TensorStore
+from shared.store.uploads import FULL, SHARE_FULL
 
 RESULT_RESERVE_BYTES = 16 * 1024
 """What a result is reckoned to take in Redis: the hash, its place in the results stream, and the books."""
@@ -55,11 +62,22 @@ SWEEP_GRACE_MS = 2_000
 
 SWEEP_AT_ONCE = 100
 
+DEAD_SHARE_OF_BUDGET = 1 / 16
+"""What the pictures of dead letters may take, beside the budget: they are no longer reserved in it."""
+
 _pack = msgspec.msgpack.Encoder().encode
 _options = msgspec.msgpack.Decoder(JobOptions).decode
 _image = msgspec.msgpack.Decoder(ImageInfo).decode
 _placement = msgspec.msgpack.Decoder(Placement).decode
 _timings = msgspec.msgpack.Decoder(dict[str, float]).decode
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """Whom to tell of an end, where there is no ticket that says it."""
+
+    created_ms: int
+    reply_to: str
+    tenant: str
 
 
 class Jobs:
@@ -73,6 +91,7 @@ class Jobs:
         clock: Clock,
         budget: ByteBudget,
         tensors: TensorStore,
+        admission: Admission,
     ) -> None:
         self._connection = connection
         self._settings = settings
@@ -80,12 +99,22 @@ class Jobs:
         self._clock = clock
         self._budget = budget
         self._tensors = tensors
+        self._admission = admission
         self._result_ttl_ms = int(settings.result_ttl_s * 1000)
+        self._dead_ttl_ms = int(max(settings.dead_letter_ttl_s, settings.result_ttl_s) * 1000)
         self._public = job_to_json if settings.event_encoding == "json" else job_to_msgpack
 
-    def new_id(self, idempotency_key: str | None = None) -> str:
+    def new_id(self, idempotency_key: str | None = None, tenant: Tenant = NOBODY) -> str:
         """A new job's ID; see `Ids.new`."""
-        return self._ids.new(idempotency_key)
+        return self._ids.new(idempotency_key, tenant.name)
+
+    def check_owner(self, job_id: str, tenant: Tenant) -> None:
+        """See that a job is this tenant's; see `Ids.check_owner`."""
+        self._ids.check_owner(job_id, tenant.name)
+
+    def partition(self, job_id: str) -> int:
+        """Where a job lies; see `Ids.partition`."""
+        return self._ids.partition(job_id)
 
     # --- the gateway's side ---------------------------------------------------------------------------------------
 
@@ -103,13 +132,15 @@ class Jobs:
         upload_ms: float = 0.0,
         deadline_s: float | None = None,
         traceparent: str = "",
+        tenant: Tenant = NOBODY,
     ) -> Job:
         """Accept a job in one step; its upload was staged, or comes along as `body` in the same round trip.
 
         The same key with the same request hash gives the job that was accepted before.
 
         Raises:
-            Overloaded: the byte budget is spent, or a staged upload outlived its staging time.
+            Overloaded: the byte budget is spent, the queue too long, or a staged upload outlived its staging time.
+            TooManyRequests: the tenant's share of the budget is spent.
             IdempotencyMismatch: the key was used with another request.
             StoreUnavailable: Redis does not answer; nothing is half accepted.
         """
@@ -121,6 +152,9 @@ class Jobs:
             timings_ms={"upload": round(upload_ms, 3)},
         )  # fmt: skip
         job_key, upload_key = keys.job(partition, job_id), keys.upload(partition, job_id)
+        limit_bytes = await self._budget.limit_bytes()
+        most_open = self._admission.most_open()
+        channel, *more_channels = self._channels_of(job_id, tenant.name)
         commands: list[Command] = []
         if body is not None:
             commands.append(("SET", upload_key, body, "PX", deadline_ms + self._result_ttl_ms))
@@ -132,11 +166,12 @@ class Jobs:
                     keys.queue(partition, "preprocess"),
                     keys.idempotency(partition, idempotency_key) if idempotency_key else job_key,
                 ],
-                job_id, upload_bytes + model.tensor_bytes + RESULT_RESERVE_BYTES, await self._budget.limit_bytes(),
-                deadline_ms, self._result_ttl_ms, request_hash, keys.events_of(job_id), self._public(job),
+                job_id, upload_bytes + model.tensor_bytes + RESULT_RESERVE_BYTES, limit_bytes,
+                deadline_ms, self._result_ttl_ms, request_hash, channel, self._public(job),
+                tenant.name, int(limit_bytes * tenant.byte_share), *(more_channels or [""]), most_open,
                 "model", model.name, "track", model.track, "created_ms", int(now_ms), "options", _pack(options),
                 "upload_bytes", upload_bytes, "timings", _pack(job.timings_ms), "reply_to", reply_to,
-                "traceparent", traceparent,
+                "traceparent", traceparent, "tenant", tenant.name,
             )
         )  # fmt: skip
         verdict, *details = (await self._connection.run(*commands))[-1]
@@ -150,8 +185,41 @@ class Jobs:
                 raise IdempotencyMismatch("this Idempotency-Key was used with another picture or other parameters")
             case b"lost":
                 raise Overloaded("the upload took so long that it was dropped", retry_after_s=1)
+            case b"share":
+                raise TooManyRequests(SHARE_FULL, retry_after_s=self._admission.retry_after_s(0))
+            case b"busy":
+                why = "the mesh has more work than it can do in time"
+                raise self._admission.full(why, too_many_jobs=int(details[0]) - most_open)
             case _:
-                raise Overloaded("the mesh holds as many bytes as it may", retry_after_s=1)
+                raise self._admission.full(FULL, too_many_bytes=int(details[0]) - limit_bytes)
+
+    async def accept_again(self, job_id: str, registry: Registry, idempotency_key: str) -> Job:
+        """Accept the picture of an ended job, which is still kept, as a new job with the same options.
+
+        Raises:
+            InvalidParameter: the job has not ended.
+            UploadLost: the picture is not kept.
+            UnknownModel: the registry no longer has its model.
+            UnknownJob, ExpiredJob, Overloaded, StoreUnavailable: see `read` and `accept`.
+        """
+        partition = self._ids.partition(job_id)
+        answer, body = await self._connection.run(
+            ("HGETALL", keys.job(partition, job_id)), ("GET", keys.upload(partition, job_id))
+        )
+        fields = pairs(answer)
+        if b"status" not in fields:
+            raise ExpiredJob("this job has ended and is no longer kept", job_id=job_id)
+        if b"result" not in fields:
+            raise InvalidParameter("this job has not ended yet", job_id=job_id)
+        if body is None or b"options" not in fields:
+            raise UploadLost("the picture of this job is no longer kept", job_id=job_id)
+        model = registry.get(fields[b"model"].decode())
+        tenant = Tenant(name=fields.get(b"tenant", b"").decode())
+        new_id = self.new_id(idempotency_key, tenant)
+        return await self.accept(
+            new_id, model=model, options=_options(fields[b"options"]), body=bytes(body), upload_bytes=len(body),
+            idempotency_key=idempotency_key, request_hash="", tenant=tenant,
+        )  # fmt: skip
 
     async def read(self, job_id: str) -> Job:
         """The job as it is now.
@@ -196,7 +264,11 @@ class Jobs:
 
     async def announce(self, tickets: Iterable[Ticket]) -> None:
         """Tell who follows these jobs that they are being worked on."""
-        commands = [("PUBLISH", keys.events_of(ticket.id), self._public(self._processing(ticket))) for ticket in tickets]
+        commands = [
+            ("PUBLISH", channel, self._public(self._processing(ticket)))
+            for ticket in tickets
+            for channel in self._channels_of(ticket.id, ticket.tenant)
+        ]
         if commands:
             await self._connection.run(*commands)
 
@@ -221,7 +293,7 @@ class Jobs:
                     keys.queue(ticket.partition, "preprocess"),
                     keys.queue(ticket.partition, f"inference:{ticket.model}"), keys.live(ticket.partition),
                 ],
-                ticket.id, ticket.fence, ticket.entry_id, keys.GROUP, "0",
+                ticket.id, ticket.fence, ticket.entry_id, keys.GROUP, "1",
                 "image", _pack(image), "placement", _pack(placement),
                 "timings", _pack(ticket.timings_ms | timings_ms), "decoded_ms", int(self._clock.now_ms()),
             ),
@@ -235,7 +307,7 @@ class Jobs:
             job = self._processing(ticket)
             job.detections, job.batch_size = outcome.detections, outcome.batch_size
             job.timings_ms = ticket.timings_ms | outcome.timings_ms
-            commands.append(self._end_command(job, "succeeded", str(ticket.fence), ticket.created_ms, ticket.reply_to))
+            commands.append(self._end_command(job, "succeeded", str(ticket.fence), ticket))
         return [bool(kept) for kept in await self._connection.run(*commands)]
 
     async def fail(self, ticket: Ticket, error: MeshError, timings_ms: dict[str, float] | None = None) -> bool:
@@ -243,7 +315,7 @@ class Jobs:
         job = self._processing(ticket)
         job.error = JobProblem(error.code, error.detail)
         job.timings_ms = ticket.timings_ms | (timings_ms or {})
-        command = self._end_command(job, "failed", str(ticket.fence), ticket.created_ms, ticket.reply_to)
+        command = self._end_command(job, "failed", str(ticket.fence), ticket, await self._budget.limit_bytes())
         return bool((await self._connection.run(command))[0])
 
     async def release(self, ticket: Ticket) -> bool:
@@ -293,28 +365,41 @@ class Jobs:
     async def _end(self, job: Job, status: Status) -> bool:
         """End a job without a fence: cancel and expiry overrule whoever works on it."""
         partition = self._ids.partition(job.id)
-        created_ms, reply_to = await self._connection.run_one("HMGET", keys.job(partition, job.id), "created_ms", "reply_to")
+        created_ms, reply_to, tenant = await self._connection.run_one(
+            "HMGET", keys.job(partition, job.id), "created_ms", "reply_to", "tenant"
+        )
         if created_ms is None:
             raise StoreUnavailable("the job vanished while it was being ended", retry_after_s=1)
-        command = self._end_command(job, status, "", int(created_ms), bytes(reply_to or b"").decode())
+        told = _Told(int(created_ms), bytes(reply_to or b"").decode(), bytes(tenant or b"").decode())
+        command = self._end_command(job, status, "", told, await self._budget.limit_bytes())
         return bool((await self._connection.run(command))[0])
 
-    def _end_command(self, job: Job, status: Status, fence: str, created_ms: int, reply_to: str) -> Command:
+    def _end_command(self, job: Job, status: Status, fence: str, told: "_Told | Ticket", budget_bytes: int = 0) -> Command:
         """Turn `job` into its final form and make the command that stores and tells it."""
         now_ms = self._clock.now_ms()
         job.status, job.stage, job.finished_at = status, None, timestamp(now_ms)
-        job.timings_ms["total"] = round(max(now_ms - created_ms, 0.0), 3)
+        job.timings_ms["total"] = round(max(now_ms - told.created_ms, 0.0), 3)
         partition = self._ids.partition(job.id)
+        is_dead = job.error is not None and is_ours(job.error.code)
         return self._connection.call(
             "end",
             [
                 keys.job(partition, job.id), keys.upload(partition, job.id), keys.live(partition),
-                keys.reserved(partition), keys.RESULTS_STREAM,
+                keys.reserved(partition), keys.RESULTS_STREAM, keys.dead(partition),
             ],
             job.id, fence, status, job_to_msgpack(job), self._public(job), self._result_ttl_ms, keys.GROUP,
-            self._settings.results_stream_length, "0", reply_to,
-            keys.RESULTS_CHANNEL, keys.results_of(job.model), keys.events_of(job.id),
+            self._settings.results_stream_length, "0", told.reply_to,
+            self._dead_ttl_ms if is_dead else "", self._settings.dead_letters, int(budget_bytes * DEAD_SHARE_OF_BUDGET),
+            keys.RESULTS_CHANNEL, keys.results_of(job.model), *self._channels_of(job.id, told.tenant),
+            *([keys.of_tenant(told.tenant, name) for name in (keys.RESULTS_CHANNEL, keys.results_of(job.model))]
+              if told.tenant else []),
         )  # fmt: skip
+
+    @staticmethod
+    def _channels_of(job_id: str, tenant: str) -> list[str]:
+        """Where the events of one job are told: its own channel, and its tenant's copy of it."""
+        channel = keys.events_of(job_id)
+        return [channel, keys.of_tenant(tenant, channel)] if tenant else [channel]
 
     def _processing(self, ticket: Ticket) -> Job:
         return Job(
@@ -370,5 +455,6 @@ class Jobs:
             tensor=fields[b"tensor"].decode() if b"tensor" in fields else None,
             reply_to=fields[b"reply_to"].decode(),
             traceparent=fields[b"traceparent"].decode(),
+            tenant=fields.get(b"tenant", b"").decode(),
             crashes=int(fields.get(b"crashes", b"0")),
         )

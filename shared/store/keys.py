@@ -2,14 +2,16 @@
 
     key                             type    written by            lives
     {mesh:P}:job:ID                 hash    accept .. end         deadline + result TTL, then result TTL from its end
-    {mesh:P}:upload:ID              string  gateway               until decoded; staging or job TTL
+    {mesh:P}:upload:ID              string  gateway               until the job ends; staging, job or dead-letter TTL
     {mesh:P}:tensor:ID:FENCE        string  preprocess worker     until the job ends; job TTL
     {mesh:P}:live                   zset    stage, accept, end    ID -> deadline (ms); emptied by end and sweep
-    {mesh:P}:reserved               hash    stage, accept, end    ID -> bytes reserved, "" -> their sum; emptied likewise
+    {mesh:P}:reserved               hash    stage, accept, end    ID -> bytes (and tenant), "@TENANT" and "" -> sums
+    {mesh:P}:dead                   zset    end                   failed by our fault: ID -> when (ms); dead-letter TTL
     {mesh:P}:key:HASH               string  accept                idempotency key -> ID and request hash; result TTL
     {mesh:P}:queue:preprocess       stream  accept, release       entries carry only `id`; acked and deleted when done
     {mesh:P}:queue:inference:MODEL  stream  decoded, release      the same
     mesh:stream:results             stream  end                   every finished job, capped (MESH_RESULTS_STREAM_LENGTH)
+    mesh:rate:TENANT                hash    take_token            a tenant's bucket of requests; until it is full again
     mesh:workers                    hash    heartbeats            a minute from the last beat
     mesh:id-secret                  string  first process         for ever: tells an expired ID from one never given
 
@@ -17,6 +19,7 @@
     mesh:results       every finished job
     mesh:results:M     every finished job of model M
     mesh:jobs:ID       every event of one job
+    mesh:tenant:T:…    the same three again, for the jobs of tenant T: `results`, `results:M`, `jobs:ID`
     mesh:wake:NAME     jobs whose end one gateway process waits for; internal, always MessagePack
 
 P is the partition, a hash tag: all keys of a job lie in one slot of a Redis Cluster.
@@ -60,6 +63,16 @@ def reserved(partition: int) -> str:
     return f"{_tag(partition)}:reserved"
 
 
+def dead(partition: int) -> str:
+    """Jobs that failed though their pictures may be good: the dead letters."""
+    return f"{_tag(partition)}:dead"
+
+
+def rate(tenant: str) -> str:
+    """A tenant's bucket of requests."""
+    return f"mesh:rate:{tenant}"
+
+
 def idempotency(partition: int, key_hash: str) -> str:
     """Where a client's idempotency key leads."""
     return f"{_tag(partition)}:key:{key_hash}"
@@ -78,6 +91,11 @@ def results_of(model: str) -> str:
 def events_of(job_id: str) -> str:
     """The channel of one job's events."""
     return f"mesh:jobs:{job_id}"
+
+
+def of_tenant(tenant: str, channel: str) -> str:
+    """A tenant's own copy of a channel: one pattern, `mesh:tenant:T:*`, is all that its Redis user may hear."""
+    return f"mesh:tenant:{tenant}:{channel.removeprefix('mesh:')}"
 
 
 def wake(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -9,14 +10,18 @@ import structlog
 
 from shared.errors import StoreUnavailable
 from shared.settings import Settings
+from shared.store import keys
+from shared.store.admission import Admission
 from shared.store.budget import Budget, ByteBudget
 from shared.store.clock import Clock
 from shared.store.connection import Connection
+from shared.store.dead_letters import DeadLetters
 from shared.store.depths import Depth, depths
 from shared.store.events import Events
 from shared.store.heartbeats import Heartbeats
 from shared.store.ids import Ids
 from shared.store.jobs import Jobs
+from shared.store.rates import Rates
 from shared.store.streams import Consumer
 from shared.store.tensors import RedisTensors
 from shared.store.uploads import Uploads
@@ -39,8 +44,11 @@ class Store:
         self.clock = Clock()
         self.ready = asyncio.Event()
         self.tensors = RedisTensors(self._connection)
-        self.uploads = Uploads(self._connection, self._ids, self._budget, staging_s=settings.body_timeout_s)
-        self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.tensors)
+        self.admission = Admission(self._connection, settings.partitions, settings.max_queue_s)
+        self.rates = Rates(self._connection)
+        self.uploads = Uploads(self._connection, self._ids, self._budget, self.admission, staging_s=settings.body_timeout_s)
+        self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.tensors, self.admission)
+        self.dead_letters = DeadLetters(self._connection, settings.partitions, self.jobs)
         self.events = Events(self._connection, self.jobs.read)
         self.heartbeats = Heartbeats(self._connection, self.clock, alive_s=settings.heartbeat_s * 3)
 
@@ -68,6 +76,13 @@ class Store:
         stages = ["preprocess", *(f"inference:{model}" for model in models)]
         return await depths(self._connection, self.clock, stages, self._settings.partitions)
 
+    async def waiting_tensors(self, models: list[str]) -> int:
+        """How many decoded pictures of these models no inference worker has ended yet."""
+        queues = [
+            keys.queue(partition, f"inference:{model}") for partition in range(self._settings.partitions) for model in models
+        ]
+        return sum(await self._connection.run(*(("XLEN", queue) for queue in queues))) if queues else 0
+
     async def budget(self) -> Budget:
         """The byte budget over all partitions."""
         return await self._budget.read()
@@ -82,7 +97,7 @@ class Store:
                 await asyncio.sleep(CLOCK_REFRESH_S)
             except StoreUnavailable as error:
                 log.warning("store.unavailable", error=error.detail)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(random.uniform(0, RETRY_S))  # noqa: S311 - jitter needs no secrecy
 
     async def sweep_forever(self) -> None:
         """End overdue jobs and drop abandoned uploads, every few seconds. Any number of processes may do it."""
@@ -96,6 +111,7 @@ class Store:
 
     async def close(self) -> None:
         """Close all connections."""
+        await self.admission.close()
         await self._connection.close()
 
 

@@ -65,6 +65,7 @@ async def chaos(*, jobs: int, faults: list[str], pause_s: float, seed: int, say:
                         "MESH_LEASE_S": str(LEASE_S),
                         "MESH_HEARTBEAT_S": "1",
                         "MESH_RESULT_TTL_S": str(RESULT_TTL_S),
+                        "MESH_DEAD_LETTER_TTL_S": str(RESULT_TTL_S),
                         "MESH_JOB_DEADLINE_S": "120",
                         "MESH_BODY_TIMEOUT_S": "10",
                         "MESH_RESULTS_STREAM_LENGTH": "1000000",

@@ -1,21 +1,51 @@
 -- Shared by the scripts that keep the byte budget's books (put in front of them when they are loaded).
--- `reserved` is a hash: ID -> bytes, "" -> the sum of all.
-local function reserve(reserved, id, bytes)
-  local before = tonumber(redis.call('HGET', reserved, id) or 0)
-  redis.call('HSET', reserved, id, bytes)
-  redis.call('HINCRBY', reserved, '', bytes - before)
+-- `reserved` is a hash: ID -> bytes, and its tenant where it has one; "@TENANT" -> that tenant's sum; "" -> the sum of all.
+local function held(reserved, id)
+  local value = redis.call('HGET', reserved, id)
+  if not value then
+    return 0, ''
+  end
+  local bytes, tenant = string.match(value, '^(%d+) ?(.*)$')
+  return tonumber(bytes), tenant
 end
 
-local function give_back(reserved, id)
-  local bytes = tonumber(redis.call('HGET', reserved, id) or 0)
-  redis.call('HDEL', reserved, id)
-  if redis.call('HINCRBY', reserved, '', -bytes) <= 0 then
-    redis.call('HDEL', reserved, '') -- the last one out leaves no key behind
+local function add(reserved, name, bytes)
+  if redis.call('HINCRBY', reserved, name, bytes) <= 0 then
+    redis.call('HDEL', reserved, name) -- the last one out leaves nothing behind
   end
 end
 
-local function reserved_total(reserved)
-  return tonumber(redis.call('HGET', reserved, '') or 0)
+local function reserve(reserved, id, bytes, tenant)
+  local before = held(reserved, id)
+  redis.call('HSET', reserved, id, tenant == '' and bytes or (string.format('%d', bytes) .. ' ' .. tenant))
+  add(reserved, '', bytes - before)
+  if tenant ~= '' then
+    add(reserved, '@' .. tenant, bytes - before)
+  end
+end
+
+local function give_back(reserved, id)
+  local bytes, tenant = held(reserved, id)
+  redis.call('HDEL', reserved, id)
+  add(reserved, '', -bytes)
+  if tenant ~= '' then
+    add(reserved, '@' .. tenant, -bytes)
+  end
+end
+
+-- Why `bytes` under this ID cannot be reserved, with the sum that would be: {"full" | "share", bytes}; or nothing.
+local function no_room(reserved, id, bytes, budget, tenant, share)
+  local before = held(reserved, id)
+  local total = tonumber(redis.call('HGET', reserved, '') or 0) - before + bytes
+  if total > budget then
+    return { 'full', total }
+  end
+  if tenant ~= '' then
+    total = tonumber(redis.call('HGET', reserved, '@' .. tenant) or 0) - before + bytes
+    if total > share then
+      return { 'share', total }
+    end
+  end
 end
 
 local function now_ms()

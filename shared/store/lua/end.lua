@@ -1,23 +1,51 @@
 #!lua flags=allow-oom
 -- End a job, once: result and TTL, pictures out, ack and delete, publish last.
--- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 results stream
+-- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 results stream, 6 dead letters
 -- ARGV: 1 id, 2 fence ("" for cancel and expiry, which need none), 3 status, 4 result (MessagePack), 5 public payload,
---       6 result TTL in ms, 7 group, 8 stream length, 9 keep the upload (`1`), 10 wake channel ("" for none), 11.. channels
+--       6 result TTL in ms, 7 group, 8 stream length, 9 keep the upload (`1`), 10 wake channel ("" for none),
+--       11 TTL in ms of a dead letter ("" if this end is none), 12 most dead letters, 13 most bytes of theirs, 14.. channels
 -- Returns 1, or 0 if the job had ended or the fence is lost: the caller's result is then dropped.
 local job = redis.call('HMGET', KEYS[1], 'status', 'fence', 'entry', 'queue', 'tensor', 'idempotency')
 if not job[1] or ENDED[job[1]] or (ARGV[2] ~= '' and job[2] ~= ARGV[2]) then
   return 0
 end
+
+-- A dead letter keeps what a replay needs: the job's fields and its upload. The newest stay, as far as number and bytes allow.
+local function bury()
+  local ttl_ms, now = tonumber(ARGV[11]), now_ms()
+  redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', now - ttl_ms)
+  redis.call('ZADD', KEYS[6], now, ARGV[1])
+  redis.call('PEXPIRE', KEYS[6], ttl_ms)
+  redis.call('PEXPIRE', KEYS[1], ttl_ms)
+  redis.call('PEXPIRE', KEYS[2], ttl_ms)
+  -- Keys of other jobs, but of this slot, as all keys of a partition.
+  local job_prefix, upload_prefix = string.sub(KEYS[1], 1, -#ARGV[1] - 1), string.sub(KEYS[2], 1, -#ARGV[1] - 1)
+  local bytes = 0
+  for place, id in ipairs(redis.call('ZREVRANGE', KEYS[6], 0, -1)) do
+    bytes = bytes + redis.call('STRLEN', upload_prefix .. id)
+    if place > tonumber(ARGV[12]) or bytes > tonumber(ARGV[13]) then
+      redis.call('DEL', upload_prefix .. id)
+      redis.call('HDEL', job_prefix .. id, 'options')
+    end
+    if place > tonumber(ARGV[12]) then
+      redis.call('ZREM', KEYS[6], id)
+    end
+  end
+end
+
 redis.call('HSET', KEYS[1], 'status', ARGV[3], 'result', ARGV[4])
-redis.call('HDEL', KEYS[1], 'stage', 'tensor', 'entry', 'placement', 'options', 'traceparent', 'reply_to')
+redis.call('HDEL', KEYS[1], 'stage', 'tensor', 'entry', 'placement', 'traceparent', 'reply_to')
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 if job[6] then
   redis.call('PEXPIRE', job[6], ARGV[6]) -- a key that outlived its job would lead nowhere
 end
-if ARGV[9] == '1' then
+if ARGV[11] ~= '' then
+  bury()
+elseif ARGV[9] == '1' then
   redis.call('PEXPIRE', KEYS[2], ARGV[6])
 else
   redis.call('DEL', KEYS[2])
+  redis.call('HDEL', KEYS[1], 'options')
 end
 -- The tensor's, the queue's and the idempotency key carry this job's hash tag, so they lie in the slot of the declared ones.
 if job[5] then
@@ -33,7 +61,7 @@ redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'id', ARGV[1], 'job', A
 if ARGV[10] ~= '' then
   redis.call('PUBLISH', ARGV[10], ARGV[4])
 end
-for i = 11, #ARGV do
+for i = 14, #ARGV do
   redis.call('PUBLISH', ARGV[i], ARGV[5])
 end
 return 1

@@ -1,14 +1,15 @@
 #!lua
 -- Append a chunk of an upload that is not accepted yet, and reserve its bytes.
 -- KEYS: 1 upload, 2 live, 3 reserved
--- ARGV: 1 id, 2 chunk, 3 budget in bytes, 4 staging TTL in ms
--- Returns 1, or 0 if the budget is spent (nothing appended).
-local held = tonumber(redis.call('HGET', KEYS[3], ARGV[1]) or 0)
-if reserved_total(KEYS[3]) + #ARGV[2] > tonumber(ARGV[3]) then
-  return 0
+-- ARGV: 1 id, 2 chunk, 3 budget in bytes, 4 staging TTL in ms, 5 tenant ("" for none), 6 the tenant's share in bytes
+-- Returns {"kept"}, or {"full" | "share", bytes that would be reserved} (nothing appended).
+local bytes = held(KEYS[3], ARGV[1]) + #ARGV[2]
+local refusal = no_room(KEYS[3], ARGV[1], bytes, tonumber(ARGV[3]), ARGV[5], tonumber(ARGV[6]))
+if refusal then
+  return refusal
 end
 redis.call('APPEND', KEYS[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-reserve(KEYS[3], ARGV[1], held + #ARGV[2])
+reserve(KEYS[3], ARGV[1], bytes, ARGV[5])
 redis.call('ZADD', KEYS[2], now_ms() + tonumber(ARGV[4]), ARGV[1])
-return 1
+return { 'kept' }

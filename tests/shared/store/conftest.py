@@ -19,7 +19,7 @@ def settings(redis_url: str) -> Settings:
 
 async def accepted(store: Store, **changes: object) -> Job:
     arguments = {"model": MODEL, "options": JobOptions(), "body": BODY, "upload_bytes": len(BODY)} | changes
-    job_id = store.jobs.new_id(arguments.get("idempotency_key"))  # type: ignore[arg-type]
+    job_id = arguments.pop("job_id", None) or store.jobs.new_id(arguments.get("idempotency_key"))  # type: ignore[arg-type]
     return await store.jobs.accept(job_id, **arguments)  # type: ignore[arg-type]
 
 

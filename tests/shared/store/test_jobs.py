@@ -40,12 +40,13 @@ def test_a_job_goes_through_every_state(settings: Settings) -> None:
             assert await decoded(store, ticket)
             preprocess.done(ticket)
             assert (await store.jobs.read(job.id)).stage == "decoded"
-            with pytest.raises(UploadLost):
-                await store.uploads.get(ticket)
+            assert await store.uploads.get(ticket) == BODY  # kept to its end, for a replay if we fail
             (ticket,) = await inference.take(4)
             assert (await store.tensors.get_many([ticket])) == [b"\x72" * MODEL.tensor_bytes]
             assert await finished(store, ticket)
             inference.done(ticket)
+            with pytest.raises(UploadLost):
+                await store.uploads.get(ticket)
             ended = await store.jobs.read(job.id)
             assert (ended.status, ended.stage, ended.attempts, ended.batch_size) == ("succeeded", None, 1, 1)
             assert ended.created_at == job.created_at

@@ -11,7 +11,8 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
 
 from gateway import ports
-from shared import models
+from shared import access, models
+from shared.access import AccessError
 from shared.errors import UnknownModel
 from shared.models import RegistryError
 from shared.settings import Settings, SettingsError, read
@@ -45,8 +46,9 @@ def main() -> int:
     try:
         settings = read()
         models.load(settings.models).get(settings.default_model)
+        access.load(settings.api_keys)
         ports.check(settings.host, settings.port)
-    except (SettingsError, RegistryError, UnknownModel, ports.PortTaken) as error:
+    except (SettingsError, RegistryError, UnknownModel, AccessError, ports.PortTaken) as error:
         print(f"gateway: {error}", file=sys.stderr)  # noqa: T201 - the one line for a person who started us by hand
         return 2
     serve(settings)

@@ -1,6 +1,6 @@
 """The gateway's application: routes, middleware, and what lives as long as the process.
 
-    request ──▶ RequestMiddleware (ID, time, slow log) ──▶ Starlette (router, problems) ──▶ gateway.routes.*
+    request ──▶ SecurityHeaders ──▶ Request (ID, time, slow log) ──▶ Access (keys, tenants) ──▶ Starlette ──▶ gateway.routes.*
 
 `create` is called by Granian in each of its worker processes; settings were checked by `gateway.__main__` before.
 """
@@ -22,10 +22,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway import closing, encoders, problems
+from gateway.access import AccessMiddleware
 from gateway.mesh import Mesh
 from gateway.middleware import RequestMiddleware
 from gateway.routes import events, health, jobs, models, predict
-from shared import errors, log
+from gateway.security_headers import SecurityHeadersMiddleware
+from shared import access, errors, log
 from shared import models as registry
 from shared.heartbeat import beat_forever
 from shared.parent import die_with_parent
@@ -69,12 +71,18 @@ def create(settings: Settings | None = None) -> Starlette:
     """The ASGI application.
 
     Raises:
-        SettingsError, RegistryError: the configuration is wrong.
+        SettingsError, RegistryError, AccessError: the configuration is wrong.
     """
     settings = settings or read()
     log.configure(settings, "gateway")
     served = registry.load(settings.models)
     served.get(settings.default_model)
+    keys = access.load(settings.api_keys)
+    middleware = [
+        Middleware(SecurityHeadersMiddleware),
+        Middleware(RequestMiddleware, slow_ms=settings.slow_request_ms),
+        *([Middleware(AccessMiddleware, keys=keys)] if keys else []),
+    ]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[State]:
@@ -94,6 +102,6 @@ def create(settings: Settings | None = None) -> Starlette:
     return Starlette(
         routes=ROUTES,
         lifespan=lifespan,
-        middleware=[Middleware(RequestMiddleware, slow_ms=settings.slow_request_ms)],
+        middleware=middleware,
         exception_handlers={errors.MeshError: problems.on_mesh_error, HTTPException: problems.on_http_exception},
     )

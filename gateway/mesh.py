@@ -5,6 +5,7 @@ import time
 
 import msgspec
 
+from shared.access import NOBODY, Tenant
 from shared.models import Registry
 from shared.settings import Settings
 from shared.store import Store
@@ -19,5 +20,11 @@ class Mesh(msgspec.Struct, frozen=True):
     name: str
     closing: asyncio.Event
     """Set when this process was told to stop: what never ends by itself ends then."""
+    tenant: Tenant = NOBODY
+    """Whose request this is; `NOBODY` where no keys are configured."""
     started_s: float = msgspec.field(default_factory=time.monotonic)
     """When this process started, by its monotonic clock."""
+
+    def of(self, tenant: Tenant) -> "Mesh":
+        """The same mesh for a request of this tenant."""
+        return msgspec.structs.replace(self, tenant=tenant)

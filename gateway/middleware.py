@@ -53,7 +53,6 @@ class RequestMiddleware:
                 answer["x-request-id"] = scope["request_id"]
                 stages = "".join(f", {name};dur={ms:.2f}" for name, ms in scope.get("stages_ms", {}).items())
                 answer["server-timing"] = f"gateway;dur={took_ms:.2f}{stages}"
-                answer["x-content-type-options"] = "nosniff"
             await send(message)
 
         try:

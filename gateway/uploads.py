@@ -32,9 +32,11 @@ class Upload:
     """One picture under the ID that its job will have."""
 
     def __init__(self, mesh: Mesh, idempotency_key: str | None = None) -> None:
-        # Only a hash of the key is stored: it is the client's, may be long, and means nothing to us.
-        self._key = idempotency_key and hashlib.blake2b(idempotency_key.encode(), digest_size=16).hexdigest()
-        self.job_id = mesh.store.jobs.new_id(self._key)
+        mesh.store.admission.check()
+        # Only a hash of the key is stored: it is the client's, may be long, means nothing to us, and is the tenant's own.
+        named = idempotency_key and f"{mesh.tenant.name}\0{idempotency_key}"
+        self._key = named and hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
+        self.job_id = mesh.store.jobs.new_id(self._key, mesh.tenant)
         self._mesh = mesh
         self._hash = hashlib.blake2b(digest_size=16) if self._key else None
         self._buffer = bytearray()
@@ -93,6 +95,7 @@ class Upload:
                 upload_ms=(time.monotonic() - self._started_s) * 1000,
                 deadline_s=deadline_s,
                 traceparent=traceparent,
+                tenant=self._mesh.tenant,
             )
         except BaseException:
             await self.discard()
@@ -119,7 +122,7 @@ class Upload:
         chunk, self._buffer = bytes(self._buffer), bytearray()
         # Counted first: if the answer is lost, what may have been staged is dropped as well.
         self._staged_bytes += len(chunk)
-        await self._mesh.store.uploads.append(self.job_id, chunk)
+        await self._mesh.store.uploads.append(self.job_id, chunk, self._mesh.tenant)
 
 
 def open_body(request: Request, mesh: Mesh) -> Body:

@@ -7,10 +7,12 @@ from rich.console import Console
 
 from deploy.export.detector import ExportError
 from deploy.local.errors import StartError
+from shared.access import AccessError
+from shared.errors import MeshError as StoreError
 from shared.errors import UnknownModel
 from shared.models import RegistryError
 from shared.settings import SettingsError
-from visionmesh.commands import bench, demo, doctor, status, submit, up
+from visionmesh.commands import bench, demo, doctor, jobs, keys, status, submit, up
 from visionmesh.drawing import DrawingError
 from visionmesh.errors import MeshError
 
@@ -26,15 +28,17 @@ app.command("submit")(submit.submit)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:
     """Run a command; what went wrong is told in one line."""
     try:
         app()
-    except (StartError, SettingsError, RegistryError, UnknownModel, ExportError) as error:
+    except (StartError, SettingsError, RegistryError, UnknownModel, AccessError, ExportError) as error:
         _fail(error, 2)
-    except (MeshError, DrawingError) as error:
+    except (MeshError, StoreError, DrawingError) as error:
         _fail(error, 1)
 
 

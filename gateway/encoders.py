@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from shared.coco import category_id
 from shared.errors import InvalidParameter
-from shared.messages import Job
+from shared.messages import Batch, Job
 
 _to_json = msgspec.json.Encoder().encode
 _to_msgpack = msgspec.msgpack.Encoder().encode
@@ -88,6 +88,20 @@ def answer(request: Request, content: Any, status: int = 200, headers: dict[str,
     if any(kind in accept for kind in _MSGPACK_TYPES):
         return Response(_to_msgpack(content), status, headers, media_type=_MSGPACK_TYPES[0])
     return Response(_to_json(content), status, headers, media_type="application/json")
+
+
+def answer_batch(
+    request: Request, batch: Batch, format_name: str = "mesh", status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """An answer with a batch, the job of each picture in the format asked for."""
+    encode = FORMATS[format_name]
+    if encode is None or batch.results is None:
+        return answer(request, batch, status, headers)
+    results = [
+        msgspec.structs.asdict(result) | {"job": result.job and msgspec.structs.asdict(result.job) | encode(result.job)}
+        for result in batch.results
+    ]
+    return answer(request, msgspec.structs.asdict(batch) | {"results": results}, status, headers)
 
 
 def answer_job(

@@ -19,6 +19,7 @@ from shared.models import Model
 _ALIASES = {"conf": "confidence"}
 _OPTIONS = ("confidence", "iou", "max_detections", "classes")
 _MOST_DETECTIONS = 3000
+_YES_OR_NO = {"": False, "true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+(?:\.\d+)?)\"?", re.IGNORECASE)
 
 
@@ -59,6 +60,30 @@ def job_options(query: QueryParams, model: Model) -> JobOptions:
         max_detections=None if most is None else int(most),
         class_ids=model.class_ids(classes),
     )
+
+
+def yes_or_no(query: QueryParams, name: str, *, default: bool) -> bool:
+    """A parameter that is true or false.
+
+    Raises:
+        InvalidParameter: it is neither.
+    """
+    text = query.get(name, "").lower()
+    if text not in _YES_OR_NO:
+        raise InvalidParameter(f"{name}: {query[name]!r} is not true or false")
+    return _YES_OR_NO[text] if text else default
+
+
+def shrinking_hints(query: QueryParams) -> None:
+    """Check the predecessor's `resize` and `max_size`, which have no effect: the letterbox shrinks pictures here.
+
+    Raises:
+        InvalidParameter: `resize` is no yes or no, `max_size` no whole number of pixels.
+    """
+    yes_or_no(query, "resize", default=False)
+    size = _number("max_size", query.get("max_size"), 1, 65_536)
+    if size is not None and size != int(size):
+        raise InvalidParameter(f"max_size: {query['max_size']!r} is not a whole number")
 
 
 def wait_s(query: QueryParams, most_s: float) -> float:

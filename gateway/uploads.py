@@ -3,12 +3,14 @@
     body ──▶ (multipart) ──▶ magic bytes ──▶ small: one buffer that goes along with `accept`
                                         └──▶ large: staged in chunks as they come, then `accept`
 
+Many pictures of one request go the same way one after the other: each is a job of its own as soon as it has come.
 Whatever goes wrong before `accept` - a refusal, a lost client, a stopping gateway - takes the staged chunks with it.
 """
 
+import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 
 import msgspec
 import structlog
@@ -18,11 +20,21 @@ from gateway import multipart
 from gateway.body import Body
 from gateway.mesh import Mesh
 from shared import picture_types
-from shared.errors import EmptyBody, MalformedMultipart, MeshError, UnsupportedMedia
+from shared.errors import (
+    BadRequest,
+    EmptyBody,
+    MalformedMultipart,
+    MeshError,
+    RequestError,
+    StoreUnavailable,
+    TooLarge,
+    UnsupportedMedia,
+)
 from shared.messages import Job, JobOptions
 from shared.models import Model
 
 PART_NAMES = ("image", "file")
+BATCH_PART_NAMES = ("images", "images[]", "files", *PART_NAMES)
 MAX_PARTS = 8
 
 log = structlog.get_logger()
@@ -31,17 +43,17 @@ log = structlog.get_logger()
 class Upload:
     """One picture under the ID that its job will have."""
 
-    def __init__(self, mesh: Mesh, idempotency_key: str | None = None) -> None:
+    def __init__(self, mesh: Mesh, idempotency_key: str | None = None, batch: str = "") -> None:
         mesh.store.admission.check()
-        # Only a hash of the key is stored: it is the client's, may be long, means nothing to us, and is the tenant's own.
-        named = idempotency_key and f"{mesh.tenant.name}\0{idempotency_key}"
-        self._key = named and hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
-        self.job_id = mesh.store.jobs.new_id(self._key, mesh.tenant)
+        self._key = hash_key(mesh, idempotency_key)
+        self._batch = batch
+        self.job_id = mesh.store.jobs.new_id(self._key, mesh.tenant, beside=batch)
         self._mesh = mesh
         self._hash = hashlib.blake2b(digest_size=16) if self._key else None
         self._buffer = bytearray()
         self._staged_bytes = 0
         self._recognised = False
+        self._bytes = 0
         self._started_s = time.monotonic()
 
     async def write(self, chunk: bytes) -> None:
@@ -49,9 +61,13 @@ class Upload:
 
         Raises:
             UnsupportedMedia: the first bytes are not those of a picture format that is on.
+            TooLarge: the picture has more bytes than are taken of one.
             Overloaded, StoreUnavailable: a full buffer cannot be staged.
         """
         self._buffer += chunk
+        self._bytes += len(chunk)
+        if self._bytes > self._mesh.settings.max_upload_bytes:
+            raise TooLarge(f"the picture has more than the {self._mesh.settings.max_upload_bytes} bytes that are taken")
         if self._hash:
             self._hash.update(chunk)
         if not self._recognised and len(self._buffer) >= picture_types.SNIFF_BYTES:
@@ -96,6 +112,7 @@ class Upload:
                 deadline_s=deadline_s,
                 traceparent=traceparent,
                 tenant=self._mesh.tenant,
+                batch=self._batch,
             )
         except BaseException:
             await self.discard()
@@ -125,9 +142,21 @@ class Upload:
         await self._mesh.store.uploads.append(self.job_id, chunk, self._mesh.tenant)
 
 
+def hash_key(mesh: Mesh, idempotency_key: str | None) -> str | None:
+    """What is stored of an idempotency key: it is the client's, may be long, means nothing to us, and is the tenant's own."""
+    if not idempotency_key:
+        return None
+    return hashlib.blake2b(f"{mesh.tenant.name}\0{idempotency_key}".encode(), digest_size=16).hexdigest()
+
+
 def open_body(request: Request, mesh: Mesh) -> Body:
     """The body of a request under this mesh's limits."""
     return Body(request, max_bytes=mesh.settings.max_upload_bytes, timeout_s=mesh.settings.body_timeout_s)
+
+
+def open_batch_body(request: Request, mesh: Mesh) -> Body:
+    """The body of a request with many pictures under this mesh's limits."""
+    return Body(request, max_bytes=mesh.settings.max_batch_bytes, timeout_s=mesh.settings.batch_timeout_s)
 
 
 async def receive(request: Request, body: Body, mesh: Mesh) -> Upload:
@@ -172,3 +201,95 @@ async def _only_picture(body: Body, content_type: str) -> AsyncIterator[bytes]:
             yield event
     if not seen:
         raise MalformedMultipart(f"no part is named {' or '.join(PART_NAMES)}")
+
+
+async def picture_parts(
+    request: Request, body: Body, mesh: Mesh, hashed: "hashlib.blake2b | None" = None
+) -> AsyncGenerator[multipart.Event]:
+    """The parts of a multipart request that are pictures, as events; other parts are passed over. All goes into `hashed`.
+
+    Raises:
+        TooLarge, MalformedMultipart, BodyTimeout, BadRequest, UnsupportedMedia: the request as a whole is refused.
+        Disconnected: the client went away.
+    """
+    content_type = request.headers.get("content-type", "")
+    if not multipart.is_multipart(content_type):
+        raise UnsupportedMedia("many pictures come as multipart/form-data, a part `images` for each")
+    most = mesh.settings.max_batch_pictures
+    count, inside = 0, False
+    async for event in multipart.events(body.chunks(), content_type, max_parts=most + MAX_PARTS):
+        if isinstance(event, multipart.PartBegin):
+            inside = event.name in BATCH_PART_NAMES
+            count += inside
+            if count > most:
+                raise BadRequest(f"more than {most} pictures in one request; send the rest in another")
+        if not inside:
+            continue
+        if hashed is not None:
+            hashed.update(event if isinstance(event, bytes) else repr(event).encode())
+        yield event
+    if not count:
+        raise MalformedMultipart(f"no part is named {BATCH_PART_NAMES[0]}")
+
+
+async def receive_many(
+    request: Request, body: Body, mesh: Mesh, *, batch: str = "", hashed: "hashlib.blake2b | None" = None
+) -> AsyncGenerator[Upload | MeshError]:
+    """Take the pictures of a multipart request one by one: each complete upload, or why this one is refused.
+
+    The receiver accepts or discards each upload before it asks for the next.
+
+    Raises:
+        StoreUnavailable: nothing more can be taken now. Else as `picture_parts`.
+    """
+    taking: _Taking | None = None
+    try:
+        async with contextlib.aclosing(picture_parts(request, body, mesh, hashed)) as parts:
+            async for event in parts:
+                if isinstance(event, multipart.PartBegin):
+                    taking = _Taking(mesh, batch)
+                elif taking is not None and isinstance(event, bytes):
+                    await taking.write(event)
+                elif taking is not None:
+                    taken, taking = await taking.complete(), None
+                    yield taken
+    finally:
+        if taking is not None:
+            await taking.discard()
+
+
+class _Taking:
+    """The picture of a part: an upload until it is refused, from then on the reason."""
+
+    def __init__(self, mesh: Mesh, batch: str) -> None:
+        self._upload: Upload | None = None
+        self._refusal: RequestError | None = None
+        try:
+            self._upload = Upload(mesh, batch=batch)
+        except StoreUnavailable:
+            raise
+        except RequestError as error:
+            self._refusal = error
+
+    async def write(self, chunk: bytes) -> None:
+        if self._upload is not None:
+            await self._trying(self._upload.write(chunk))
+
+    async def complete(self) -> "Upload | MeshError":
+        if self._upload is not None:
+            await self._trying(self._upload.complete())
+        return self._upload or self._refusal or EmptyBody()
+
+    async def discard(self) -> None:
+        if self._upload is not None:
+            await self._upload.discard()
+
+    async def _trying(self, step: Awaitable[None]) -> None:
+        """A step that may refuse this picture; a store that is away refuses them all."""
+        try:
+            await step
+        except StoreUnavailable:
+            raise
+        except RequestError as error:
+            await self.discard()
+            self._upload, self._refusal = None, error

@@ -66,6 +66,33 @@ class Job(msgspec.Struct, kw_only=True):
     error: JobProblem | None = None
 
 
+BatchStatus = Literal["receiving", "processing", "finished"]
+
+
+class BatchResult(msgspec.Struct, kw_only=True):
+    """One picture of a batch, `index` counted from 0 in the order in which they were sent: its job, or why there is none."""
+
+    index: int
+    job: Job | None = None
+    error: JobProblem | None = None
+
+
+class Batch(msgspec.Struct, kw_only=True):
+    """Many pictures of one request as users see them. `counts` tells how members ended: `succeeded`, `failed`, `canceled`,
+    `expired`, and `refused` for those that never became a job. `total` is unknown while pictures are still coming."""
+
+    id: str
+    status: BatchStatus
+    model: str
+    track: str
+    created_at: str
+    finished_at: str | None = None
+    total: int | None = None
+    ended: int = 0
+    counts: dict[str, int] = {}
+    results: list[BatchResult] | None = None
+
+
 class JobOptions(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """What a request may ask for; `None` means the model's own default. `class_ids` empty means all classes."""
 

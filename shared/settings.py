@@ -43,6 +43,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_upload_bytes: Bytes = 50 * 1024 * 1024
     max_pixels: Count | Annotated[int, Meta(ge=1, le=1 << 40)] = 50_000_000
     max_side: Count = 16_384
+    max_batch_pictures: Count = 1000
+    max_batch_bytes: Bytes = 1024 * 1024 * 1024
+    batch_timeout_s: Seconds = 600.0
     formats: str = "jpeg,png,webp,gif"
     upload_chunk_bytes: Bytes = 256 * 1024
     body_timeout_s: Seconds = 60.0

@@ -107,6 +107,26 @@ def optimizations(scope: Scope, beats: list[Heartbeat]) -> dict[str, Any]:
     }
 
 
+async def connection_pool(request: Request) -> Response:
+    """`GET /connection_pool_info`: the predecessor's question, answered by the workers that hold the connections."""
+    mesh: Mesh = request.state.mesh
+    beats = [beat for beat in await mesh.store.heartbeats.live() if beat.kind == "inference"]
+    clients = [int(beat.details.get("triton_clients") or 0) for beat in beats]
+    return encoders.answer(
+        request,
+        {
+            "shared_client_pool": {
+                "active": any(clients),
+                "connection_count": sum(clients),
+                "triton_urls": [mesh.settings.triton_url],
+            },
+            "workers": [
+                {"name": beat.name, "host": beat.host, "connections": count} for beat, count in zip(beats, clients, strict=True)
+            ],
+        },
+    )
+
+
 async def protocol_ready(request: Request) -> Response:
     """`GET /v2/health/ready` of the Open Inference Protocol."""
     is_ready = all((await check_readiness(request.state.mesh)).values())
@@ -117,6 +137,7 @@ ROUTES = [
     Route("/livez", live, methods=["GET"]),
     Route("/readyz", ready, methods=["GET"]),
     Route("/health", health, methods=["GET"]),
+    Route("/connection_pool_info", connection_pool, methods=["GET"]),
     Route("/v2/health/live", live, methods=["GET"]),
     Route("/v2/health/ready", protocol_ready, methods=["GET"]),
 ]

@@ -1,5 +1,12 @@
-"""`/predict/{model}`: the predecessor's endpoint, a picture in and its detections out in one request."""
+"""The predecessor's endpoints: pictures in and their detections out in one request.
 
+/predict/{model}          /predict_batch/{model}            the model of this name or spelling
+/pytorch/predict/{model}  /pytorch/predict_batch/{model}    its sibling on track A, which the registry has as NAME_pytorch
+"""
+
+import asyncio
+import contextlib
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.requests import Request
@@ -8,13 +15,16 @@ from starlette.routing import Route
 
 from gateway import encoders, parameters, problems, uploads
 from gateway.mesh import Mesh
-from gateway.routes.jobs import accept_and_wait
-from shared.errors import DeadlinePassed
+from gateway.routes.jobs import accept_and_wait, cancel_quietly
+from shared.errors import DeadlinePassed, MeshError, StoreUnavailable, UnknownModel
 from shared.messages import Job
-from shared.models import Model
+from shared.models import Model, Registry
+from shared.store.events import Waiter
 
 _IGNORED = ("resize", "max_size")
 """The predecessor's hints on how to shrink a picture; the letterbox does that here, whatever they say."""
+
+PYTORCH = "_pytorch"
 
 
 async def predict(request: Request) -> Response:
@@ -22,40 +32,139 @@ async def predict(request: Request) -> Response:
     mesh: Mesh = request.state.mesh
     request.scope["waited"] = True
     async with uploads.open_body(request, mesh) as body:
-        parameters.check_names(request.query_params, parameters.submit_names(*_IGNORED))
-        model = mesh.registry.get(request.path_params["model"])
-        options = parameters.job_options(request.query_params, model)
+        model, options = _asked(request, mesh)
         upload = await uploads.receive(request, body, mesh)
     wait_s = mesh.settings.max_wait_s
     # Nobody can ask for this job's result later, so its work is not worth more time than its reader has.
     job = await accept_and_wait(request, upload, model, options, wait_s=wait_s, deadline_s=wait_s)
-    if job.error:
-        raise problems.of_job(job.error, job.id)
-    if job.detections is None:
-        raise DeadlinePassed(f"no result within {wait_s:g} s; the job is {job.status}", job_id=job.id)
+    error = _error_of(job, wait_s)
+    if error:
+        raise error
     request.scope["stages_ms"] = job.timings_ms
-    return encoders.answer(request, predecessor_form(job, model))
+    return encoders.answer(request, {"detections": _detections(job), "status": "success"} | _where(model))
 
 
-def predecessor_form(job: Job, model: Model) -> dict[str, Any]:
-    """A finished job as the predecessor answered it."""
+async def predict_batch(request: Request) -> Response:
+    """`POST /predict_batch/{model}`: the same for many pictures, in order; one that fails fails alone."""
+    mesh: Mesh = request.state.mesh
+    request.scope["waited"] = True
+    events, wait_s = mesh.store.events, mesh.settings.max_wait_s
+    taken: list[tuple[str, Waiter] | MeshError] = []
+    with ExitStack() as expected:
+        try:
+            async with uploads.open_batch_body(request, mesh) as body:
+                model, options = _asked(request, mesh)
+                pictures = uploads.receive_many(request, body, mesh)
+                async with contextlib.aclosing(pictures):
+                    async for picture in pictures:
+                        if isinstance(picture, MeshError):
+                            taken.append(picture)
+                            continue
+                        waiter = expected.enter_context(events.expect(picture.job_id))
+                        try:
+                            await picture.accept(
+                                model,
+                                options,
+                                reply_to=events.channel,
+                                deadline_s=wait_s,
+                                traceparent=request.scope["traceparent"],
+                            )
+                        except StoreUnavailable:
+                            raise
+                        except MeshError as error:
+                            taken.append(error)
+                        else:
+                            taken.append((picture.job_id, waiter))
+            results = await asyncio.gather(*(_ended(mesh, member, wait_s) for member in taken))
+        except BaseException:
+            for member in taken:
+                if not isinstance(member, MeshError):
+                    await cancel_quietly(mesh, member[0])
+            raise
+    content = [_result(index, result, model) for index, result in enumerate(results)]
+    good = sum(result["status"] == "success" for result in content)
+    status = "success" if good == len(content) else "partial" if good else "error"
+    totals = {"total_images": len(content), "processed_images": good, "failed_images": len(content) - good}
+    return encoders.answer(request, {"results": content, "status": status} | totals | _where(model))
+
+
+def _asked(request: Request, mesh: Mesh) -> tuple[Model, Any]:
+    query = request.query_params
+    parameters.check_names(query, parameters.submit_names(*_IGNORED))
+    parameters.shrinking_hints(query)
+    find = pytorch_model if request.url.path.startswith("/pytorch/") else Registry.get
+    model = find(mesh.registry, request.path_params["model"])
+    return model, parameters.job_options(query, model)
+
+
+def pytorch_model(registry: Registry, name: str) -> Model:
+    """The track A sibling of a model, by any spelling of its name.
+
+    Raises:
+        UnknownModel: this mesh has none.
+    """
+    for spelling in (name + PYTORCH, registry.aliases.get(name, name) + PYTORCH, name):
+        with contextlib.suppress(UnknownModel):
+            model = registry.get(spelling)
+            if model.track == "A":
+                return model
+    raise UnknownModel(
+        f"this mesh serves no PyTorch model (track A) for {name!r}; its registry would name it {name + PYTORCH!r}"
+    )
+
+
+async def _ended(mesh: Mesh, member: tuple[str, Waiter] | MeshError, wait_s: float) -> Job | MeshError:
+    if isinstance(member, MeshError):
+        return member
+    job_id, waiter = member
+    try:
+        job = await waiter.wait(wait_s) or await mesh.store.jobs.read(job_id)
+    except MeshError as error:
+        return error
+    return _error_of(job, wait_s) or job
+
+
+def _error_of(job: Job, wait_s: float) -> MeshError | None:
+    if job.error:
+        return problems.of_job(job.error, job.id)
+    if job.detections is None:
+        return DeadlinePassed(f"no result within {wait_s:g} s; the job is {job.status}", job_id=job.id)
+    return None
+
+
+def _result(index: int, result: Job | MeshError, model: Model) -> dict[str, Any]:
+    if isinstance(result, MeshError):
+        error = {"code": result.code, "detail": result.detail}
+        return {"image_index": index, "detections": [], "num_detections": 0, "status": "error", "error": error}
+    found = _detections(result)
+    return {"image_index": index, "detections": found, "num_detections": len(found), "status": "success", "track": model.track}
+
+
+def _detections(job: Job) -> list[dict[str, Any]]:
+    return [
+        {
+            "x1": found.box.x1,
+            "y1": found.box.y1,
+            "x2": found.box.x2,
+            "y2": found.box.y2,
+            "confidence": found.confidence,
+            "class": found.class_id,
+        }
+        for found in job.detections or ()
+    ]
+
+
+def _where(model: Model) -> dict[str, Any]:
     return {
-        "detections": [
-            {
-                "x1": found.box.x1,
-                "y1": found.box.y1,
-                "x2": found.box.x2,
-                "y2": found.box.y2,
-                "confidence": found.confidence,
-                "class": found.class_id,
-            }
-            for found in job.detections or ()
-        ],
-        "status": "success",
         "track": model.track,
         "preprocessing": "gpu" if model.track == "D" else "cpu",
         "nms_location": "cpu" if model.track in "AB" else "gpu",
     }
 
 
-ROUTES = [Route("/predict/{model}", predict, methods=["POST"])]
+ROUTES = [
+    Route("/predict/{model}", predict, methods=["POST"]),
+    Route("/predict_batch/{model}", predict_batch, methods=["POST"]),
+    Route("/pytorch/predict/{model}", predict, methods=["POST"]),
+    Route("/pytorch/predict_batch/{model}", predict_batch, methods=["POST"]),
+]

@@ -35,12 +35,13 @@ _LUA = Path(__file__).with_name("lua")
 
 
 class Script:
-    """A Lua script by name, with the budget's functions put in behind its first line."""
+    """A Lua script by name, with the functions that scripts share (`_*.lua`) put in behind its first line."""
 
     def __init__(self, name: str) -> None:
         head, body = (_LUA / f"{name}.lua").read_text("utf-8").split("\n", 1)
         self.name = name
-        self.text = f"{head}\n{(_LUA / '_budget.lua').read_text('utf-8')}\n{body}"
+        shared = "\n".join(path.read_text("utf-8") for path in sorted(_LUA.glob("_*.lua")))
+        self.text = f"{head}\n{shared}\n{body}"
         self.sha = ""
 
 

@@ -92,6 +92,7 @@ class Events:
         self._read_job = read_job
         self._waiters: defaultdict[str, list[Waiter]] = defaultdict(list)
         self._watched: defaultdict[str, int] = defaultdict(int)
+        self._bells: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._confirmations: dict[str, asyncio.Event] = {}
         self._pubsub: PubSub | None = None
         self._listener: asyncio.Task[None] | None = None
@@ -132,6 +133,21 @@ class Events:
                 yield waiter
             finally:
                 await self._unsubscribe(channel)
+
+    @asynccontextmanager
+    async def bell_of_batch(self, batch_id: str) -> AsyncGenerator[asyncio.Event]:
+        """An event that is set whenever a member of the batch ends, or may have: read the batch then."""
+        channel = keys.events_of_batch(batch_id)
+        bell = asyncio.Event()
+        self._bells[channel].add(bell)
+        await self._subscribe(channel)
+        try:
+            yield bell
+        finally:
+            self._bells[channel].discard(bell)
+            if not self._bells[channel]:
+                del self._bells[channel]
+            await self._unsubscribe(channel)
 
     async def _subscribe(self, channel: str) -> None:
         self._watched[channel] += 1
@@ -180,6 +196,9 @@ class Events:
     def _hear(self, kind: str, channel: str, data: object) -> None:
         if kind == "subscribe":
             self._confirm(channel)
+        if kind == "message" and channel in self._bells:
+            self._ring(channel)
+            return
         if kind != "message" or not isinstance(data, bytes):
             return
         try:
@@ -190,9 +209,14 @@ class Events:
         for waiter in self._waiters.get(job.id, ()):
             waiter.put(job)
 
+    def _ring(self, channel: str) -> None:
+        for bell in self._bells.get(channel, ()):
+            bell.set()
+
     def _confirm(self, channel: str) -> None:
         """We hear this channel from now on. Whoever waited while we were deaf may have missed the one message."""
         confirmed = self._confirmations.get(channel)
+        self._ring(channel)
         if channel == self.channel:
             deaf = [waiter for waiters in self._waiters.values() for waiter in waiters]
         elif confirmed is not None and confirmed.is_set():

@@ -35,15 +35,17 @@ class Ids:
         _, secret = await connection.run(("SET", keys.ID_SECRET, secrets.token_bytes(32), "NX"), ("GET", keys.ID_SECRET))
         self._secret = bytes(secret)
 
-    def new(self, idempotency_key: str | None = None, tenant: str = "") -> str:
-        """A new ID of this tenant; with an idempotency key, in the partition where that key lives.
+    def new(self, idempotency_key: str | None = None, tenant: str = "", beside: str = "") -> str:
+        """A new ID of this tenant; with an idempotency key, in the partition where that key lives, else in that of `beside`.
 
         Raises:
             StoreUnavailable: the secret could not be fetched yet.
         """
         if not self._secret:
             raise StoreUnavailable("the store has not answered yet", retry_after_s=2)
-        if idempotency_key is None:
+        if beside:
+            partition = self.partition(beside)
+        elif idempotency_key is None:
             partition = secrets.randbelow(self._partitions) if self._partitions > 1 else 0
         else:
             partition = zlib.crc32(idempotency_key.encode()) % self._partitions

@@ -104,9 +104,9 @@ class Jobs:
         self._dead_ttl_ms = int(max(settings.dead_letter_ttl_s, settings.result_ttl_s) * 1000)
         self._public = job_to_json if settings.event_encoding == "json" else job_to_msgpack
 
-    def new_id(self, idempotency_key: str | None = None, tenant: Tenant = NOBODY) -> str:
+    def new_id(self, idempotency_key: str | None = None, tenant: Tenant = NOBODY, beside: str = "") -> str:
         """A new job's ID; see `Ids.new`."""
-        return self._ids.new(idempotency_key, tenant.name)
+        return self._ids.new(idempotency_key, tenant.name, beside)
 
     def check_owner(self, job_id: str, tenant: Tenant) -> None:
         """See that a job is this tenant's; see `Ids.check_owner`."""
@@ -133,8 +133,11 @@ class Jobs:
         deadline_s: float | None = None,
         traceparent: str = "",
         tenant: Tenant = NOBODY,
+        batch: str = "",
     ) -> Job:
         """Accept a job in one step; its upload was staged, or comes along as `body` in the same round trip.
+
+        `batch` is the ID of the batch whose member it is; both lie in one partition.
 
         The same key with the same request hash gives the job that was accepted before.
 
@@ -171,7 +174,8 @@ class Jobs:
                 tenant.name, int(limit_bytes * tenant.byte_share), *(more_channels or [""]), most_open,
                 "model", model.name, "track", model.track, "created_ms", int(now_ms), "options", _pack(options),
                 "upload_bytes", upload_bytes, "timings", _pack(job.timings_ms), "reply_to", reply_to,
-                "traceparent", traceparent, "tenant", tenant.name,
+                "traceparent", traceparent, "tenant", tenant.name, *(["batch", keys.batch(partition, batch)] if batch else []),
+                *(["callback", options.callback_url, "outbox", keys.outbox(partition)] if options.callback_url else []),
             )
         )  # fmt: skip
         verdict, *details = (await self._connection.run(*commands))[-1]
@@ -230,10 +234,7 @@ class Jobs:
         """
         partition = self._ids.partition(job_id)
         (answer,) = await self._connection.run(("HGETALL", keys.job(partition, job_id)))
-        fields = pairs(answer)
-        if b"status" not in fields:
-            raise ExpiredJob("this job has ended and its result is no longer kept", job_id=job_id)
-        return self._job(job_id, fields)
+        return self.from_fields(job_id, pairs(answer))
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job unless it has ended; returns it as it is afterwards."""
@@ -415,7 +416,14 @@ class Jobs:
         )
 
     @staticmethod
-    def _job(job_id: str, fields: dict[bytes, bytes]) -> Job:
+    def from_fields(job_id: str, fields: dict[bytes, bytes]) -> Job:
+        """The job that these fields of its hash are.
+
+        Raises:
+            ExpiredJob: there are none: its result is no longer kept.
+        """
+        if b"status" not in fields:
+            raise ExpiredJob("this job has ended and its result is no longer kept", job_id=job_id)
         if b"result" in fields:
             return job_from_msgpack(fields[b"result"])
         state: dict[str, Any] = {

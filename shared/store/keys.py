@@ -7,7 +7,9 @@
     {mesh:P}:live                   zset    stage, accept, end    ID -> deadline (ms); emptied by end and sweep
     {mesh:P}:reserved               hash    stage, accept, end    ID -> bytes (and tenant), "@TENANT" and "" -> sums
     {mesh:P}:dead                   zset    end                   failed by our fault: ID -> when (ms); dead-letter TTL
-    {mesh:P}:key:HASH               string  accept                idempotency key -> ID and request hash; result TTL
+    {mesh:P}:key:HASH               string  accept, batch_*       idempotency key -> ID and request hash; result TTL
+    {mesh:P}:batch:ID               hash    batch_*, end          as the jobs of the batch, whose IDs it holds
+    {mesh:P}:outbox                 stream  end, batch_seal       what callbacks are to be told; three days from the last entry
     {mesh:P}:queue:preprocess       stream  accept, release       entries carry only `id`; acked and deleted when done
     {mesh:P}:queue:inference:MODEL  stream  decoded, release      the same
     mesh:stream:results             stream  end                   every finished job, capped (MESH_RESULTS_STREAM_LENGTH)
@@ -19,6 +21,7 @@
     mesh:results       every finished job
     mesh:results:M     every finished job of model M
     mesh:jobs:ID       every event of one job
+    mesh:batches:ID    the ID of a batch, whenever a member of it ends
     mesh:tenant:T:…    the same three again, for the jobs of tenant T: `results`, `results:M`, `jobs:ID`
     mesh:wake:NAME     jobs whose end one gateway process waits for; internal, always MessagePack
 
@@ -78,6 +81,16 @@ def idempotency(partition: int, key_hash: str) -> str:
     return f"{_tag(partition)}:key:{key_hash}"
 
 
+def batch(partition: int, batch_id: str) -> str:
+    """A batch: what it was asked for, its members in order, how many have ended and how."""
+    return f"{_tag(partition)}:batch:{batch_id}"
+
+
+def outbox(partition: int) -> str:
+    """The stream of ends that somebody's callback is to be told."""
+    return f"{_tag(partition)}:outbox"
+
+
 def queue(partition: int, stage: str) -> str:
     """The stream of a stage: `preprocess` or `inference:MODEL`."""
     return f"{_tag(partition)}:queue:{stage}"
@@ -91,6 +104,11 @@ def results_of(model: str) -> str:
 def events_of(job_id: str) -> str:
     """The channel of one job's events."""
     return f"mesh:jobs:{job_id}"
+
+
+def events_of_batch(batch_id: str) -> str:
+    """The channel of one batch's progress."""
+    return f"mesh:batches:{batch_id}"
 
 
 def of_tenant(tenant: str, channel: str) -> str:

@@ -12,6 +12,7 @@ from shared.errors import StoreUnavailable
 from shared.settings import Settings
 from shared.store import keys
 from shared.store.admission import Admission
+from shared.store.batches import Batches
 from shared.store.budget import Budget, ByteBudget
 from shared.store.clock import Clock
 from shared.store.connection import Connection
@@ -48,6 +49,7 @@ class Store:
         self.rates = Rates(self._connection)
         self.uploads = Uploads(self._connection, self._ids, self._budget, self.admission, staging_s=settings.body_timeout_s)
         self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.tensors, self.admission)
+        self.batches = Batches(self._connection, settings, self.clock, self.jobs)
         self.dead_letters = DeadLetters(self._connection, settings.partitions, self.jobs)
         self.events = Events(self._connection, self.jobs.read)
         self.heartbeats = Heartbeats(self._connection, self.clock, alive_s=settings.heartbeat_s * 3)

@@ -5,7 +5,8 @@
 --       6 result TTL in ms, 7 group, 8 stream length, 9 keep the upload (`1`), 10 wake channel ("" for none),
 --       11 TTL in ms of a dead letter ("" if this end is none), 12 most dead letters, 13 most bytes of theirs, 14.. channels
 -- Returns 1, or 0 if the job had ended or the fence is lost: the caller's result is then dropped.
-local job = redis.call('HMGET', KEYS[1], 'status', 'fence', 'entry', 'queue', 'tensor', 'idempotency')
+local job = redis.call('HMGET', KEYS[1], 'status', 'fence', 'entry', 'queue', 'tensor', 'idempotency',
+  'batch', 'outbox', 'callback')
 if not job[1] or ENDED[job[1]] or (ARGV[2] ~= '' and job[2] ~= ARGV[2]) then
   return 0
 end
@@ -58,6 +59,12 @@ end
 redis.call('ZREM', KEYS[3], ARGV[1])
 give_back(KEYS[4], ARGV[1])
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'id', ARGV[1], 'job', ARGV[5])
+if job[8] then
+  outbox_add(job[8], 'job', ARGV[1], job[9], ARGV[4])
+end
+if job[7] then
+  batch_member_ended(job[7], ARGV[3], ARGV[6])
+end
 if ARGV[10] ~= '' then
   redis.call('PUBLISH', ARGV[10], ARGV[4])
 end

@@ -2,7 +2,7 @@
 
     in-process   cv2, letterbox, tritonclient and NMS in one process, 1 or 8 threads
     peer         the same behind FastAPI and uvicorn, a worker for each core
-    mesh         this project as `visionmesh up` runs it
+    mesh         this project as `visionmesh up` runs it; `mesh-redis` with tensors through Redis
 
 The arms take turns, several rounds of each, on one Triton; a figure is the median of the rounds. Each arm's answer to the
 first picture is compared with the others' before anything is measured: arms that find different things do different work.
@@ -46,7 +46,7 @@ class Load(msgspec.Struct, frozen=True):
 
 LOADS = {
     "detector": Load("small", SMALL),
-    "echo": Load("echo", SMALL),
+    "echo": Load("echo", SMALL, (*ARMS, "mesh-redis-1", "mesh-redis-16")),
     "large": Load("echo", LARGE),
 }
 
@@ -140,7 +140,8 @@ async def measure(name: str, seconds: float, rounds: int, say: Callable[[str], N
         ladder.add_script("in-process", servers.prepare_peer(), servers.peer_environ(triton.url), triton_pid)
         ladder.add_service("peer", address, {"peer": peer.pid or 0, "triton": triton_pid})
         for service in dict.fromkeys(arm.rsplit("-", 1)[0] for arm in chosen.arms if arm.startswith("mesh")):
-            mesh = await stack.enter_async_context(servers.mesh(home, triton.url))
+            environ = {"MESH_TENSOR_STORE": "redis" if service == "mesh-redis" else "auto"}
+            mesh = await stack.enter_async_context(servers.mesh(home, triton.url, environ))
             parts = {part: process.pid or 0 for part, process in mesh.processes.items()}
             ladder.add_service(service, address_of(mesh.url), parts | {"triton": triton_pid})
         await ladder.check()

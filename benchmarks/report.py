@@ -50,6 +50,7 @@ WANTED: tuple[tuple[str, str, Callable[[Mapping[str, Sample]], float], float, bo
     ("detector", "mesh / peer, 16 clients", _ratio("mesh-16", "peer-16"), 1.0, False),
     ("detector", "mesh / in-process with 8 threads", _ratio("mesh-16", "in-process-8"), 0.9, False),
     ("detector", "/predict/small p50 minus in-process p50, 1 client, ms", _added_ms, 10.0, True),
+    ("echo", "shm / redis store, 16 clients", _ratio("mesh-16", "mesh-redis-16"), 1.5, False),
     ("submit", "accepted / a bare handler's SETs, a second", _ratio("gateway", "bare"), 0.7, False),
 )
 """Load, what, how it is computed from the arms' medians, the target, and whether it is a ceiling."""

@@ -29,6 +29,7 @@ from shared.errors import (
 from shared.messages import Outcome, Ticket
 from shared.models import Model
 from shared.store import Store
+from shared.store.tensors import Tensor
 
 TAKE_S = 1.0
 """How long one read of the queue waits; a stopping worker waits as long."""
@@ -87,10 +88,10 @@ class Batching:
     async def _batch(self, tickets: list[Ticket]) -> None:
         try:
             tensors = await self._stored(lambda: self._store.tensors.get_many(tickets), tickets)
-            good: list[tuple[Ticket, bytes]] = []
+            good: list[tuple[Ticket, Tensor]] = []
             for ticket, tensor in zip(tickets, tensors, strict=True):
                 if tensor is None:
-                    await self._fail(ticket, UploadLost("the decoded picture is no longer kept"))
+                    await self._again(ticket)
                 elif len(tensor) != self.model.tensor_bytes:
                     await self._fail(ticket, Internal(f"the tensor has {len(tensor)} bytes, not {self.model.tensor_bytes}"))
                 else:
@@ -104,7 +105,15 @@ class Batching:
             for ticket in tickets:
                 await self._fail(ticket, Internal("the inference worker failed"))
 
-    async def _infer(self, batch: list[tuple[Ticket, bytes]], *, alone_after_failure: bool) -> None:
+    async def _again(self, ticket: Ticket) -> None:
+        """Have a picture decoded again whose tensor is out of reach."""
+        try:
+            await self._stored(lambda: self._store.jobs.redecode(ticket), [ticket])
+            log.info("job.decoded_again", job_id=ticket.id, slot=ticket.slot)
+        except UploadLost as error:
+            await self._fail(ticket, error)
+
+    async def _infer(self, batch: list[tuple[Ticket, Tensor]], *, alone_after_failure: bool) -> None:
         """Run a batch until it succeeds, its members' deadlines pass, or the model refuses it."""
         pause_s = RETRY_LEAST_S
         while batch := await self._in_time(batch):
@@ -129,7 +138,7 @@ class Batching:
             else:
                 return
 
-    async def _in_time(self, batch: list[tuple[Ticket, bytes]]) -> list[tuple[Ticket, bytes]]:
+    async def _in_time(self, batch: list[tuple[Ticket, Tensor]]) -> list[tuple[Ticket, Tensor]]:
         """The members whose deadlines have not passed; the others fail."""
         now_ms = self._store.clock.now_ms()
         for ticket, _ in batch:
@@ -140,7 +149,7 @@ class Batching:
                 await self._fail(ticket, error)
         return [(ticket, tensor) for ticket, tensor in batch if ticket.deadline_ms > now_ms]
 
-    async def _run(self, batch: Sequence[tuple[Ticket, bytes]], timeout_s: float) -> None:
+    async def _run(self, batch: Sequence[tuple[Ticket, Tensor]], timeout_s: float) -> None:
         tickets = [ticket for ticket, _ in batch]
         started_s = time.perf_counter()
         outputs = await self._runtime.infer(self.model, [tensor for _, tensor in batch], timeout_s)
@@ -164,7 +173,12 @@ class Batching:
             )
             for ticket, result in zip(tickets, results, strict=True)
         ]
-        await self._stored(lambda: self._store.jobs.finish(outcomes), tickets)
+        # Pixels that were overwritten meanwhile were another picture's: whoever has the job now will do it.
+        outcomes = [(ticket, outcome) for ticket, outcome in outcomes if self._store.tensors.holds(ticket)]
+        kept = await self._stored(lambda: self._store.jobs.finish(outcomes), tickets)
+        for (ticket, _), ended in zip(outcomes, kept, strict=True):
+            if ended:
+                self._store.tensors.give_back(ticket)
         self.jobs_done += len(batch)
         self.batches += 1
 
@@ -172,7 +186,8 @@ class Batching:
         log.info("job.failed", job_id=ticket.id, code=error.code, detail=error.detail)
         self.last_error = f"{error.code}: {error.detail}"
         self.jobs_done += 1
-        await self._stored(lambda: self._store.jobs.fail(ticket, error), [ticket])
+        if await self._stored(lambda: self._store.jobs.fail(ticket, error), [ticket]):
+            self._store.tensors.give_back(ticket)
 
     async def _stored(self, call: Callable[[], Awaitable[T]], tickets: Sequence[Ticket]) -> T:
         """Do something with Redis, again and again while it is away: the work is done and must not be lost."""

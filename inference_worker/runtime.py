@@ -12,11 +12,14 @@ Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 """A batch's outputs by name, each with the batch as its first axis."""
 
+Image = bytes | memoryview
+"""A letterboxed picture; a memoryview lies in shared memory."""
+
 
 class Runtime(Protocol):
     """Runs models on batches of letterboxed pictures."""
 
-    async def infer(self, model: Model, images: Sequence[bytes], timeout_s: float) -> Outputs:
+    async def infer(self, model: Model, images: Sequence[Image], timeout_s: float) -> Outputs:
         """Run a batch. Each image is uint8 RGB [height, width, 3] of the model's input size.
 
         Raises:
@@ -42,7 +45,7 @@ class Runtime(Protocol):
         ...
 
 
-def stack(model: Model, images: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+def stack(model: Model, images: Sequence[Image]) -> npt.NDArray[np.uint8]:
     """Images as one array, uint8 [n, height, width, 3]."""
     joined = images[0] if len(images) == 1 else b"".join(images)
     return np.frombuffer(joined, np.uint8).reshape(len(images), model.input_height, model.input_width, 3)

@@ -3,6 +3,9 @@
 A client per model, made once, at most `MESH_TRITON_CLIENTS` of them; the least recently used goes when there is one too
 many, after its calls have ended. Each has a connection of its own (a shared one saturates). What a model's input looks like
 is read from Triton once, and again after it refused a batch, for the model may have been replaced.
+
+Where Triton shares this host's memory, which `probe` finds out, tensors and outputs lie in regions that it has registered, and
+only offsets travel. A Triton that was restarted knows no region; it is told again and asked again.
 """
 
 import asyncio
@@ -15,12 +18,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import structlog
-from tritonclient.grpc.aio import InferenceServerClient, InferInput
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc.aio import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from inference_worker.runtime import Array, Outputs, stack
+from inference_worker.regions import Place, Regions, Staged, aligned
+from inference_worker.runtime import Array, Image, Outputs, stack
 from shared.errors import InferenceFailed, InferenceUnavailable
 from shared.models import Model
+from shared.store.arena import FOLDER, PREFIX
 
 METADATA_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 1.0
@@ -32,12 +37,14 @@ log = structlog.get_logger()
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """What Triton says of a model's input: its name, `UINT8` or `FP32`, its layout and the largest batch."""
+    """What Triton says of a model: its input's name, `UINT8` or `FP32`, its layout and the largest batch; and its outputs, as
+    name, type and shape of one picture's, if all shapes are fixed."""
 
     input_name: str
     datatype: str
     channels_first: bool
     max_batch: int
+    outputs: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
 
 class _Client:
@@ -56,9 +63,14 @@ _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_l
 class Triton:
     """The `Runtime` of tracks B and C."""
 
-    def __init__(self, url: str, most_clients: int) -> None:
+    def __init__(self, url: str, most_clients: int, regions: Regions | None = None) -> None:
+        self.sharing = False
+        """Whether Triton shares this host's memory, as `probe` last found."""
         self._url = url
         self._most_clients = most_clients
+        self._regions = regions
+        self._registered: set[str] = set()
+        self._control: InferenceServerClient | None = None
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
     @property
@@ -66,12 +78,14 @@ class Triton:
         """How many clients are open."""
         return len(self._clients)
 
-    async def infer(self, model: Model, images: Sequence[bytes], timeout_s: float) -> Outputs:
+    async def infer(self, model: Model, images: Sequence[Image], timeout_s: float) -> Outputs:
         """See `Runtime.infer`. FP32 inputs get 0..1."""
         async with self._client(model) as client:
             try:
                 async with asyncio.timeout(timeout_s):
                     signature = client.signature or await self._read_signature(client, model)
+                    if self.sharing and (request := self._shared_request(model, signature, images)):
+                        return await self._infer_shared(client, model, request, len(images), timeout_s)
                     tensor = _as_input(stack(model, images), signature)
                     asked = InferInput(signature.input_name, list(tensor.shape), signature.datatype)
                     asked.set_data_from_numpy(tensor)
@@ -85,6 +99,98 @@ class Triton:
                 raise _typed(error, model) from None
             outputs = result.get_response().outputs
             return {output.name: _output(result.as_numpy(output.name), output.name, len(images)) for output in outputs}
+
+    def _shared_request(self, model: Model, signature: Signature, images: Sequence[Image]) -> "_Shared | None":
+        """A request by shared memory, or `None` if this one must go by bytes."""
+        if self._regions is None or signature.datatype != "UINT8" or signature.channels_first:
+            return None
+        count = len(images)
+        place = self._regions.place_of(images[0]) if count == 1 else None
+        staged = None if place else self._regions.gather(images)
+        place = place or (staged.place if staged else None)
+        if place is None:
+            return None
+        asked = InferInput(signature.input_name, [count, model.input_height, model.input_width, 3], signature.datatype)
+        asked.set_shared_memory(place.region, place.size_bytes, place.offset)
+        request = _Shared(asked, [place], staged)
+        layout = [(name, np.dtype(triton_to_np_dtype(kind)), (count, *shape)) for name, kind, shape in signature.outputs]
+        sizes = [int(np.prod(shape)) * dtype.itemsize for _, dtype, shape in layout]
+        if layout and (answer := self._regions.stage(sum(map(aligned, sizes)))):
+            request.answer, request.layout = answer, layout
+            request.places.append(answer.place)
+            at = answer.place.offset
+            for (name, _, _), size_bytes in zip(layout, sizes, strict=True):
+                wanted = InferRequestedOutput(name)
+                wanted.set_shared_memory(answer.place.region, size_bytes, at)
+                request.wanted.append(wanted)
+                at += aligned(size_bytes)
+        return request
+
+    async def _infer_shared(self, client: _Client, model: Model, request: "_Shared", count: int, timeout_s: float) -> Outputs:
+        """Ask by shared memory. What is given up on the way keeps its slots: Triton may still be at them."""
+        for has_retried in (False, True):
+            for place in request.places:
+                await self._register(client.api, place)
+            try:
+                result = await client.api.infer(
+                    model.triton_model, [request.asked], outputs=request.wanted or None, client_timeout=timeout_s
+                )
+                break
+            except InferenceServerException as error:
+                if has_retried or "shared memory" not in str(error.message()):
+                    if isinstance(_typed(error, model), InferenceFailed):  # it was answered, so it is over
+                        request.give_back()
+                    raise
+                self._registered.clear()  # Triton was restarted
+        else:
+            raise AssertionError("unreachable")
+        if result is None:
+            raise InferenceUnavailable(f"Triton gave no answer for {model.triton_model!r}")
+        if request.staged:
+            request.staged.give_back()
+        if request.answer:
+            arrays = request.answer.arrays([(dtype, shape) for _, dtype, shape in request.layout])
+            return {name: array for (name, _, _), array in zip(request.layout, arrays, strict=True)}
+        outputs = result.get_response().outputs
+        return {output.name: _output(result.as_numpy(output.name), output.name, count) for output in outputs}
+
+    async def _register(self, api: InferenceServerClient, place: Place) -> None:
+        if place.region in self._registered:
+            return
+        try:
+            await api.register_system_shared_memory(
+                place.region, f"/{place.region}", place.region_bytes, client_timeout=METADATA_TIMEOUT_S
+            )
+        except InferenceServerException as error:
+            if "already in manager" not in str(error.message()):  # by another worker of this host
+                raise
+        self._registered.add(place.region)
+
+    async def probe(self) -> None:
+        """Find out whether Triton shares this host's memory, and have it forget regions whose files are gone.
+
+        A Triton elsewhere finds no file of the probe's name, which nobody could guess. Regions that Triton cannot let go of yet
+        (it counts requests that use them, and has been seen to miscount) are tried again the next time.
+        """
+        if self._regions is None:
+            return
+        self._control = self._control or InferenceServerClient(self._url)
+        probe = self._regions.probe
+        try:
+            status: Any = await self._control.get_system_shared_memory_status(as_json=True, client_timeout=READY_TIMEOUT_S)
+            known = set(status.get("regions", {}))
+            self._registered &= known
+            await self._register(self._control, Place(probe.name, probe.size_bytes, 0, 1))
+        except InferenceServerException as error:
+            if self.sharing:
+                log.warning("triton.memory_not_shared", error=str(error.message()))
+            self.sharing = False
+            return
+        self.sharing = True
+        for name in known:
+            if name.startswith(PREFIX) and not (FOLDER / name).exists():
+                with contextlib.suppress(InferenceServerException):
+                    await self._control.unregister_system_shared_memory(name, client_timeout=READY_TIMEOUT_S)
 
     async def max_batch(self, model: Model) -> int:
         """See `Runtime.max_batch`."""
@@ -108,6 +214,10 @@ class Triton:
         clients, self._clients = self._clients, OrderedDict()
         for client in clients.values():
             await client.api.close()
+        if self._regions:
+            self._regions.close()
+        if self._control:
+            await self._control.close()
 
     async def _read_signature(self, client: _Client, model: Model) -> Signature:
         metadata: Any
@@ -139,6 +249,24 @@ class Triton:
             await _close_if_done(client)
 
 
+class _Shared:
+    """A request whose tensor lies at the first of `places`, in a slot of our own if `staged`; the outputs go to `answer`."""
+
+    def __init__(self, asked: InferInput, places: list[Place], staged: Staged | None) -> None:
+        self.asked = asked
+        self.places = places
+        self.staged = staged
+        self.answer: Staged | None = None
+        self.layout: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
+        self.wanted: list[InferRequestedOutput] = []
+
+    def give_back(self) -> None:
+        """Free the slots of a request that was answered."""
+        for slot in (self.staged, self.answer):
+            if slot:
+                slot.give_back()
+
+
 async def _close_if_done(client: _Client) -> None:
     if client.evicted and not client.calls:
         with contextlib.suppress(InferenceServerException):
@@ -167,7 +295,17 @@ def signature(model: Model, metadata: dict[str, Any], config: dict[str, Any]) ->
         )
     # max_batch_size 0 says that Triton does not batch; the model's own first axis tells what it takes then.
     limit = int(config.get("max_batch_size", 0)) or (model.max_batch if batch == -1 else max(batch, 1))
-    return Signature(name, datatype, channels_first, limit)
+    return Signature(name, datatype, channels_first, limit, _fixed_outputs(metadata))
+
+
+def _fixed_outputs(metadata: dict[str, Any]) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    outputs: list[tuple[str, str, tuple[int, ...]]] = []
+    for output in metadata.get("outputs", []):
+        shape = tuple(int(side) for side in output.get("shape", [])[1:])
+        if min(shape, default=0) < 1 or output["datatype"] == "BYTES":
+            return ()
+        outputs.append((output["name"], output["datatype"], shape))
+    return tuple(outputs)
 
 
 def _as_input(images: Array, wanted: Signature) -> Array:

@@ -10,6 +10,7 @@ import structlog
 
 from inference_worker.batching import Batching
 from inference_worker.gpu import Gpus
+from inference_worker.regions import Regions
 from inference_worker.runtime import Runtime
 from inference_worker.triton import Triton
 from shared import models
@@ -17,6 +18,7 @@ from shared.heartbeat import beat_forever
 from shared.models import Registry
 from shared.settings import Settings
 from shared.store import Store, connect
+from shared.store.arena import Ownerless
 
 TRACKS = ("B", "C")
 """Tracks whose models run in Triton on letterboxed tensors."""
@@ -27,7 +29,11 @@ log = structlog.get_logger()
 class Worker:
     """One inference worker."""
 
-    def __init__(self, settings: Settings, registry: Registry, store: Store, runtime: Triton) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, store: Store, runtime: Triton, regions: Regions | None = None
+    ) -> None:
+        self._regions = regions
+        self._ownerless = Ownerless()
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._settings = settings
         self._store = store
@@ -54,7 +60,8 @@ class Worker:
                 "batches": batches,
                 "mean_batch_size": round(jobs / batches, 2) if batches else None,
                 "triton_clients": self._triton.client_count,
-                "tensor_store": "redis",
+                "tensor_store": "shm" if self._triton.sharing else "redis",
+                "shm_probe": self._regions.probe.name if self._regions else None,
             },
         }
 
@@ -65,7 +72,10 @@ class Worker:
             await asyncio.sleep(self._settings.heartbeat_s if self._ready else 0.2)
 
     async def check_models(self) -> None:
-        """Ask Triton once which models are ready."""
+        """Ask Triton once which models are ready, and whether it shares memory with us."""
+        self._ownerless.sweep()
+        self._store.tensors.forget_removed()
+        await self._triton.probe()
         ready = await asyncio.gather(*(self._runtime.is_ready(loop.model) for loop in self._loops))
         names = [loop.model.name for loop, is_ready in zip(self._loops, ready, strict=True) if is_ready]
         if names != self._ready:
@@ -84,9 +94,10 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         RegistryError: the models file is wrong.
     """
     registry = models.load(settings.models)
-    runtime = Triton(settings.triton_url, settings.triton_clients)
     async with connect(settings) as store:
-        worker = Worker(settings, registry, store, runtime)
+        regions = _regions(settings, store)
+        runtime = Triton(settings.triton_url, settings.triton_clients, regions)
+        worker = Worker(settings, registry, store, runtime, regions)
         await worker.check_models()  # so that the first heartbeat tells
         upkeep = [
             asyncio.create_task(worker.watch_models()),
@@ -101,3 +112,13 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
                 task.cancel()
             await asyncio.gather(*upkeep, return_exceptions=True)
             await runtime.close()
+
+
+def _regions(settings: Settings, store: Store) -> Regions | None:
+    if settings.tensor_store == "redis":
+        return None
+    try:
+        return Regions(store.tensors.arenas)
+    except OSError as error:
+        log.warning("regions.not_made", error=str(error))
+        return None

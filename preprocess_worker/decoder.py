@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
 import sys
@@ -10,6 +9,7 @@ import sys
 import msgspec
 
 from preprocess_worker import wire
+from preprocess_worker.areas import Place, TensorAreas, memfd
 from preprocess_worker.formats import Limits
 from shared.errors import BY_CODE, DecoderCrashed, DecodeTimeout, JobError
 from shared.messages import ImageInfo, Placement
@@ -22,12 +22,16 @@ class DecoderGone(Exception):
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """A letterboxed picture: `tensor` is uint8 RGB, HWC; `decode_ms` is the time that decoding itself took."""
+    """A letterboxed picture: `tensor` is uint8 RGB, HWC; `decode_ms` is the time that decoding itself took.
+
+    The tensor stays where it is until its `place` is given back.
+    """
 
     image: ImageInfo
     placement: Placement
-    tensor: bytes
+    tensor: bytes | memoryview
     decode_ms: float
+    place: Place | None = None
 
 
 class Decoder:
@@ -36,13 +40,12 @@ class Decoder:
     def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
         self._process = process
         self._control = control
-        self._pictures = wire.Area(_memfd("pictures"))
-        self._tensors = wire.Area(_memfd("tensors"))
+        self._pictures = wire.Area(memfd("pictures"))
         self._usable = False
         self.decoded_images = 0
 
     @classmethod
-    async def start(cls, limits: Limits) -> "Decoder":
+    async def start(cls, limits: Limits, areas: TensorAreas) -> "Decoder":
         """Start a child and wait until it is ready.
 
         Raises:
@@ -67,7 +70,7 @@ class Decoder:
                 raise
         decoder = cls(process, ours)
         try:
-            await decoder._greet(limits)
+            await decoder._greet(limits, areas)
         except BaseException:
             await decoder.end()
             raise
@@ -83,21 +86,22 @@ class Decoder:
         """Whether it waits for a picture."""
         return self._usable and self._process.returncode is None
 
-    async def decode(self, data: bytes, input_width: int, input_height: int, timeout_s: float) -> Decoded:
-        """Decode one picture.
+    async def decode(
+        self, data: bytes, input_width: int, input_height: int, timeout_s: float, place: Place, tensor: memoryview
+    ) -> Decoded:
+        """Decode one picture to a place, which `tensor` shows. As long as the child lives it may write there.
 
         Raises:
             JobError: what the child says of the picture, as `decoding.decode_into`.
             DecodeTimeout, DecoderCrashed: it took too long, or the child died of it; the decoder is no longer usable.
             DecoderGone: the child was dead before.
         """
-        tensor_bytes = input_width * input_height * 3
-        tensor = self._tensors.view(tensor_bytes)
         self._pictures.view(len(data))[:] = data
         loop = asyncio.get_running_loop()
         self._usable = False
         try:
-            await loop.sock_sendall(self._control, wire.pack(wire.Request(len(data), input_width, input_height)))
+            request = wire.Request(len(data), input_width, input_height, place.area, place.offset)
+            await loop.sock_sendall(self._control, wire.pack(request))
         except OSError:
             raise DecoderGone("the decoder died while it had nothing to do") from None
         try:
@@ -111,7 +115,7 @@ class Decoder:
         self.decoded_images += 1
         if reply.image is None or reply.placement is None:
             raise BY_CODE.get(reply.code, JobError)(reply.detail)
-        return Decoded(reply.image, reply.placement, bytes(tensor), reply.decode_ms)
+        return Decoded(reply.image, reply.placement, tensor, reply.decode_ms, place)
 
     async def end(self) -> None:
         """Kill the child, which has nothing to lose, and wait until it is gone."""
@@ -119,19 +123,21 @@ class Decoder:
         if self._control.fileno() != -1:
             self._control.close()
             os.close(self._pictures.descriptor)
-            os.close(self._tensors.descriptor)
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         await self._process.wait()
 
-    async def _greet(self, limits: Limits) -> None:
-        areas = [self._pictures.descriptor, self._tensors.descriptor]
+    async def _greet(self, limits: Limits, areas: TensorAreas) -> None:
+        tensors = areas.descriptors()
         try:
-            socket.send_fds(self._control, [wire.pack(wire.Hello(limits))], areas)
+            socket.send_fds(self._control, [wire.pack(wire.Hello(limits))], [self._pictures.descriptor, *tensors])
             async with asyncio.timeout(START_S):
                 await self._receive()
         except (OSError, EOFError, TimeoutError) as error:
             raise DecoderGone(f"a decoder does not start ({type(error).__name__})") from None
+        finally:
+            for descriptor in tensors:
+                os.close(descriptor)
         self._usable = True
 
     async def _receive(self) -> wire.Reply:
@@ -142,13 +148,6 @@ class Decoder:
         if not packet:
             raise EOFError
         return wire.unpack_reply(packet)
-
-
-def _memfd(name: str) -> int:
-    descriptor = os.memfd_create(f"visionmesh-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    # A child that was taken over could otherwise shrink the file and have this process die of SIGBUS.
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    return descriptor
 
 
 def _environment() -> dict[str, str]:

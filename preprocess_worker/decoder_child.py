@@ -23,11 +23,11 @@ picture. Ordinary decoding of 50 MP stays far below it; a decoder that runs away
 
 def serve(control: socket.socket) -> None:
     """Say hello, then decode until the parent closes its end."""
-    packet, descriptors, _, _ = socket.recv_fds(control, wire.PACKET_BYTES, 2)
+    packet, descriptors, _, _ = socket.recv_fds(control, wire.PACKET_BYTES, 3)
     if not packet:
         return
     limits = wire.unpack_hello(packet).limits
-    pictures, tensors = (wire.Area(descriptor) for descriptor in descriptors)
+    pictures, *tensors = (wire.Area(descriptor) for descriptor in descriptors)
     decoding.prepare(limits)
     most_bytes = BASE_BYTES + limits.max_pixels * BYTES_PER_PIXEL
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
@@ -36,12 +36,13 @@ def serve(control: socket.socket) -> None:
         control.send(wire.pack(_answer(wire.unpack_request(packet), limits, pictures, tensors)))
 
 
-def _answer(request: wire.Request, limits: decoding.Limits, pictures: wire.Area, tensors: wire.Area) -> wire.Reply:
+def _answer(request: wire.Request, limits: decoding.Limits, pictures: wire.Area, tensors: list[wire.Area]) -> wire.Reply:
     width, height = request.input_width, request.input_height
+    end = request.offset + width * height * 3
     started = time.perf_counter()
     try:
         image, placement = decoding.decode_into(
-            pictures.view(request.picture_bytes), width, height, limits, tensors.view(width * height * 3)
+            pictures.view(request.picture_bytes), width, height, limits, tensors[request.area].view(end)[request.offset :]
         )
     except MeshError as error:
         return wire.Reply(code=error.code, detail=error.detail)

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import structlog
 
+from preprocess_worker.areas import Place, TensorAreas
 from preprocess_worker.decoder import Decoded, Decoder, DecoderGone
 from preprocess_worker.formats import Limits
 
@@ -22,8 +23,17 @@ class DecoderPool:
     pictures (spread by a fifth, so that the children do not all go at once), against whatever libraries leak.
     """
 
-    def __init__(self, size: int, timeout_s: float, limits: Limits, *, lifetime_images: int = 5_000) -> None:
+    def __init__(
+        self,
+        size: int,
+        timeout_s: float,
+        limits: Limits,
+        *,
+        lifetime_images: int = 5_000,
+        areas: TensorAreas | None = None,
+    ) -> None:
         self.size = size
+        self.areas = areas or TensorAreas()
         self.restarts = 0
         """How many decoders died or were killed, apart from those at the end of their life."""
         self._timeout_s = timeout_s
@@ -65,6 +75,8 @@ class DecoderPool:
     async def decode(self, data: bytes, input_width: int, input_height: int) -> Decoded:
         """Decode one picture into a model's input of this size, waiting for a free decoder if need be.
 
+        The caller gives the tensor's place back to `areas`, or hands it on.
+
         Raises:
             CorruptImage, UnsupportedFormat, TooManyPixels, SideTooLong: the picture is at fault.
             DecodeTimeout: it took longer than the pool's timeout, counted from when a decoder had it.
@@ -72,22 +84,28 @@ class DecoderPool:
         """
         while True:
             decoder = await self._idle.get()
+            place = decoded = None
             try:
                 if decoder.usable:
-                    return await decoder.decode(data, input_width, input_height, self._timeout_s)
+                    place = self.areas.lease(input_width * input_height * 3)
+                    tensor = self.areas.view(place)
+                    decoded = await decoder.decode(data, input_width, input_height, self._timeout_s, place, tensor)
+                    return decoded
             except DecoderGone:
                 continue
             finally:
-                self._give_back(decoder)
+                self._give_back(decoder, None if decoded else place)
 
-    def _give_back(self, decoder: Decoder) -> None:
+    def _give_back(self, decoder: Decoder, unused: Place | None) -> None:
         if self._closing:
             return
         if not decoder.usable:
             self.restarts += 1
             log.warning("decoder.replaced", decoder_pid=decoder.pid, decoded_images=decoder.decoded_images)
-            self._run(self._replace(decoder))
+            self._run(self._replace(decoder, unused))
             return
+        if unused:
+            self.areas.give_back(unused)
         if decoder.decoded_images >= self._lifetimes[decoder]:
             if self._successors:
                 self._idle.put_nowait(self._successors.pop())
@@ -104,7 +122,7 @@ class DecoderPool:
         task.add_done_callback(self._tasks.discard)
 
     async def _start(self) -> Decoder:
-        decoder = await Decoder.start(self._limits)
+        decoder = await Decoder.start(self._limits, self.areas)
         self._lifetimes[decoder] = self._lifetime_images * random.uniform(0.8, 1.2)  # noqa: S311 - no secrecy needed
         return decoder
 
@@ -114,8 +132,10 @@ class DecoderPool:
     async def _start_successor(self) -> None:
         self._successors.append(await self._start_surely())
 
-    async def _replace(self, decoder: Decoder) -> None:
+    async def _replace(self, decoder: Decoder, unused: Place | None) -> None:
         await self._end(decoder)
+        if unused:  # not before: the child may have written there until it was gone
+            self.areas.give_back(unused)
         self._idle.put_nowait(await self._start_surely())
 
     async def _start_surely(self) -> Decoder:
@@ -135,3 +155,4 @@ class DecoderPool:
 
     async def _end_all(self) -> None:
         await asyncio.gather(*(self._end(decoder) for decoder in list(self._lifetimes)))
+        self.areas.close()

@@ -1,10 +1,11 @@
 """What a pool and a decoder child say to each other: one msgpack message per packet of a socket pair.
 
-    parent ──Hello + the descriptors of both areas──▶ child
+    parent ──Hello + the descriptors of all areas──▶ child
     parent ◀──Ready── child
     parent ──Request──▶ child ──Reply──▶ parent        one at a time, until the parent closes its end
 
-Pictures and tensors do not travel here but lie in two areas of shared memory.
+Pictures and tensors do not travel here but lie in areas of shared memory: one of pictures for each child, and those of tensors,
+which all children of a worker have in common (`preprocess_worker.areas`).
 """
 
 import mmap
@@ -19,17 +20,19 @@ PACKET_BYTES = 65_536
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """The first packet. It carries the file descriptors of the picture area and the tensor area, in this order."""
+    """The first packet. It carries the file descriptors of the picture area and of the tensor areas, in this order."""
 
     limits: Limits
 
 
 class Request(msgspec.Struct, frozen=True):
-    """Decode the first `picture_bytes` of the picture area into an input of this size at the start of the tensor area."""
+    """Decode the first `picture_bytes` of the picture area into an input of this size at `offset` of a tensor area."""
 
     picture_bytes: int
     input_width: int
     input_height: int
+    area: int = 0
+    offset: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -49,7 +52,7 @@ unpack_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
 class Area:
-    """Memory shared by the parent and one child: a memfd, mapped anew when it has grown."""
+    """Memory shared with children: a file, mapped anew when it has grown."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor

@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 import structlog
 
 from preprocess_worker import cores
+from preprocess_worker.areas import TensorAreas, make_arena
+from preprocess_worker.decoder import Decoded
 from preprocess_worker.formats import Limits
 from preprocess_worker.pool import DecoderPool
+from preprocess_worker.sharing import Sharing
 from shared import models
 from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
 from shared.heartbeat import beat_forever
@@ -33,6 +36,9 @@ T = TypeVar("T")
 
 TAKE_BLOCK_S = 1.0
 """How long a take waits for a job; a stop is noticed at the latest after this."""
+
+SLOTS_PER_DECODER = 16
+"""Slots of the arena: decoders may be so many pictures ahead of inference before tensors go to Redis."""
 
 CRASHES_MOST = 2
 """At the second crash of a decoder it is the picture's fault, not chance."""
@@ -52,6 +58,7 @@ class Worker:
     """One worker process' state: its store, its decoders, what it holds."""
 
     def __init__(self, settings: Settings, registry: Registry, store: Store, pool: DecoderPool, consumer: Consumer) -> None:
+        self.sharing = Sharing(settings, store, pool.areas)
         self._settings = settings
         self._registry = registry
         self._store = store
@@ -66,8 +73,13 @@ class Worker:
         """The fields of this worker's heartbeat."""
         return {
             "jobs_done": self._jobs_done,
-            "last_error": self._last_error,
-            "details": {"decoders": self._pool.size, "decoder_restarts": self._pool.restarts},
+            "last_error": self.sharing.last_error or self._last_error,
+            "details": {
+                "decoders": self._pool.size,
+                "decoder_restarts": self._pool.restarts,
+                "tensor_store": self.sharing.kind,
+                "arena": self._pool.areas.arena.name if self._pool.areas.arena else None,
+            },
         }
 
     async def work(self, stop: asyncio.Event) -> None:
@@ -127,6 +139,14 @@ class Worker:
             await self._fail(ticket, Internal(f"{type(error).__name__} in the preprocess worker"))
         else:
             timings_ms = {"preprocess_wait": waited_ms, "preprocess": round((time.perf_counter() - started) * 1000, 3)}
+            kept = await self._hand_on(ticket, decoded, timings_ms)
+            log.debug("job.decoded", job=ticket.id, kept=kept, decode_ms=round(decoded.decode_ms, 3), **timings_ms)
+
+    async def _hand_on(self, ticket: Ticket, decoded: Decoded, timings_ms: dict[str, float]) -> bool:
+        place = decoded.place
+        slot = place.slot if place else None
+        kept = False
+        try:
             kept = await self._surely(
                 ticket,
                 lambda: self._store.jobs.decoded(
@@ -135,9 +155,18 @@ class Worker:
                     placement=decoded.placement,
                     tensor=decoded.tensor,
                     timings_ms=timings_ms,
+                    slot=str(slot or ""),
                 ),
             )
-            log.debug("job.decoded", job=ticket.id, kept=kept, decode_ms=round(decoded.decode_ms, 3), **timings_ms)
+        except BaseException:
+            kept = True  # perhaps: its answer may have been lost
+            raise
+        finally:
+            if slot and kept:
+                self.sharing.handed_on(slot, ticket)
+            elif place:
+                self._pool.areas.give_back(place)
+        return kept
 
     async def _crashed(self, ticket: Ticket, error: DecoderCrashed) -> None:
         crashes = await self._surely(ticket, lambda: self._store.jobs.crashed(ticket))
@@ -179,16 +208,19 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     registry = models.load(settings.models)
     limits = Limits(settings.max_pixels, settings.max_side, frozenset(settings.formats.split(",")))
     size = settings.decoders or cores.available()
+    largest = max(model.tensor_bytes for model in registry.models.values())
+    areas = TensorAreas(None if settings.tensor_store == "redis" else make_arena(largest, size * SLOTS_PER_DECODER))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     async with (
         connect(settings) as store,
-        DecoderPool(size, settings.decode_timeout_s, limits) as pool,
+        DecoderPool(size, settings.decode_timeout_s, limits, areas=areas) as pool,
         store.consumer("preprocess", name) as consumer,
         asyncio.TaskGroup() as group,
     ):
         worker = Worker(settings, registry, store, pool, consumer)
         upkeep = [
             group.create_task(store.sweep_forever()),
+            group.create_task(worker.sharing.keep_up()),
             group.create_task(beat_forever(store, settings.heartbeat_s, "preprocess", name, worker.status)),
         ]
         log.info("worker.started", name=name, decoders=size)

@@ -114,7 +114,7 @@ class Placement(msgspec.Struct, frozen=True, array_like=True):
 
 class Ticket(msgspec.Struct, kw_only=True):
     """A claimed job, with the fence that a worker must show to change it. `*_ms` are Redis' epoch milliseconds;
-    `queued_ms` is when it entered its present queue."""
+    `queued_ms` is when it entered its present queue; `slot` is where in shared memory its tensor lies, if it does."""
 
     id: str
     partition: int
@@ -133,6 +133,7 @@ class Ticket(msgspec.Struct, kw_only=True):
     image: ImageInfo | None = None
     placement: Placement | None = None
     tensor: str | None = None
+    slot: str = ""
     reply_to: str = ""
     traceparent: str = ""
     tenant: str = ""

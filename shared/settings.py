@@ -74,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     triton_clients: Count = 32
 
     # the store
+    tensor_store: Literal["auto", "redis", "shm"] = "auto"
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 1
     event_encoding: Literal["msgpack", "json"] = "msgpack"
     results_stream_length: Count = 10_000

@@ -30,6 +30,7 @@ from deploy.local.errors import StartError
 from deploy.local.process import Process, python_module
 from deploy.local.triton import Triton
 from deploy.local.valkey import Valkey
+from shared.store.arena import Ownerless
 
 READY_WITHIN_S = 60.0
 POLL_S = 0.05
@@ -130,6 +131,7 @@ class LocalMesh:
         for group, reserve_s in ((first, 3.0), (last, 0.0)):
             within_s = max(deadline_s - reserve_s - time.monotonic(), 0.5)
             await asyncio.gather(*(process.stop(within_s) for process in group))
+        Ownerless(grace_s=0).sweep()  # shared memory of workers that were killed
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- the parts -----------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def optimizations(scope: Scope, beats: list[Heartbeat]) -> dict[str, Any]:
         "libvips_simd": any(said("preprocess", "libvips_simd")),
         "connection_pooling": any(said("inference", "triton_clients")),
         "middleware": "request_id" in scope,
-        "shared_memory": any(kind == "shm" for kind in said("inference", "tensor_store")),
+        "shared_memory": any(kind == "shm" for kind in said("preprocess", "tensor_store")),
     }
 
 

@@ -51,7 +51,7 @@ from shared.store.clock import Clock
 from shared.store.connection import Command, Connection
 from shared.store.heartbeats import pairs
 from shared.store.ids import Ids
-from shared.store.tensors import TensorStore
+from shared.store.tensors import Tensor, TensorStore
 from shared.store.uploads import FULL, SHARE_FULL
 
 RESULT_RESERVE_BYTES = 16 * 1024
@@ -279,14 +279,18 @@ class Jobs:
         *,
         image: ImageInfo,
         placement: Placement,
-        tensor: bytes | memoryview,
+        tensor: Tensor,
         timings_ms: dict[str, float],
+        slot: str = "",
     ) -> bool:
-        """Hand a decoded picture to inference. False: the job ended or another worker has it; the tensor is dropped."""
+        """Hand a decoded picture to inference. False: the job ended or another worker has it; the tensor is dropped.
+
+        Where a `slot` of shared memory is named, the tensor lies there, and is not stored.
+        """
         name = keys.tensor(ticket.partition, ticket.id, ticket.fence)
         ttl_ms = max(int(ticket.deadline_ms - self._clock.now_ms()) + self._result_ttl_ms, 1000)
         *_, kept = await self._connection.run(
-            self._tensors.put(name, tensor, ttl_ms),
+            *([] if slot else [self._tensors.put(name, tensor, ttl_ms)]),
             self._connection.call(
                 "decoded",
                 [
@@ -294,7 +298,7 @@ class Jobs:
                     keys.queue(ticket.partition, "preprocess"),
                     keys.queue(ticket.partition, f"inference:{ticket.model}"), keys.live(ticket.partition),
                 ],
-                ticket.id, ticket.fence, ticket.entry_id, keys.GROUP, "1",
+                ticket.id, ticket.fence, ticket.entry_id, keys.GROUP, "1", "slot", slot,
                 "image", _pack(image), "placement", _pack(placement),
                 "timings", _pack(ticket.timings_ms | timings_ms), "decoded_ms", int(self._clock.now_ms()),
             ),
@@ -309,7 +313,7 @@ class Jobs:
             job.detections, job.batch_size = outcome.detections, outcome.batch_size
             job.timings_ms = ticket.timings_ms | outcome.timings_ms
             commands.append(self._end_command(job, "succeeded", str(ticket.fence), ticket))
-        return [bool(kept) for kept in await self._connection.run(*commands)]
+        return [bool(kept) for kept in await self._connection.run(*commands)] if commands else []
 
     async def fail(self, ticket: Ticket, error: MeshError, timings_ms: dict[str, float] | None = None) -> bool:
         """End a job with an error. False: another end came first."""
@@ -330,6 +334,31 @@ class Jobs:
             )
         )  # fmt: skip
         return bool(kept)
+
+    async def redecode(self, ticket: Ticket) -> bool:
+        """Have a picture decoded again whose tensor cannot be reached. False: the fence is lost or the job ended.
+
+        Raises:
+            UploadLost: there is nothing to decode any more.
+        """
+        (kept,) = await self._connection.run(
+            self._connection.call(
+                "redecode",
+                [
+                    keys.job(ticket.partition, ticket.id), keys.upload(ticket.partition, ticket.id),
+                    keys.queue(ticket.partition, f"inference:{ticket.model}"), keys.queue(ticket.partition, "preprocess"),
+                ],
+                ticket.id, ticket.fence, ticket.entry_id, keys.GROUP,
+            )
+        )  # fmt: skip
+        if kept < 0:
+            raise UploadLost("the decoded picture is no longer kept")
+        return bool(kept)
+
+    async def slots_of(self, tickets: Sequence[Ticket]) -> list[str]:
+        """The slot of shared memory that each job's tensor is in now; empty where it is in none (any more)."""
+        found = await self._connection.run(*(("HGET", keys.job(each.partition, each.id), "slot") for each in tickets))
+        return [bytes(slot or b"").decode() for slot in found]
 
     async def crashed(self, ticket: Ticket) -> int:
         """Count a decoder's crash on this job's picture; returns how many there were."""
@@ -461,6 +490,7 @@ class Jobs:
             image=_image(fields[b"image"]) if b"image" in fields else None,
             placement=_placement(fields[b"placement"]) if b"placement" in fields else None,
             tensor=fields[b"tensor"].decode() if b"tensor" in fields else None,
+            slot=fields.get(b"slot", b"").decode(),
             reply_to=fields[b"reply_to"].decode(),
             traceparent=fields[b"traceparent"].decode(),
             tenant=fields.get(b"tenant", b"").decode(),

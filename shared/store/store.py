@@ -24,7 +24,7 @@ from shared.store.ids import Ids
 from shared.store.jobs import Jobs
 from shared.store.rates import Rates
 from shared.store.streams import Consumer
-from shared.store.tensors import RedisTensors
+from shared.store.tensors import Tensors
 from shared.store.uploads import Uploads
 
 RETRY_S = 0.5
@@ -44,7 +44,7 @@ class Store:
         self._budget = ByteBudget(self._connection, settings.byte_budget, settings.partitions)
         self.clock = Clock()
         self.ready = asyncio.Event()
-        self.tensors = RedisTensors(self._connection)
+        self.tensors = Tensors(self._connection)
         self.admission = Admission(self._connection, settings.partitions, settings.max_queue_s)
         self.rates = Rates(self._connection)
         self.uploads = Uploads(self._connection, self._ids, self._budget, self.admission, staging_s=settings.body_timeout_s)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from preprocess_worker import __main__, worker
+from preprocess_worker.areas import TensorAreas
 from preprocess_worker.decoder import Decoded
 from preprocess_worker.worker import Worker
 from shared import models
@@ -34,6 +35,7 @@ class Pool:
     restarts = 0
 
     def __init__(self, answer: Callable[[], Any]) -> None:
+        self.areas = TensorAreas()
         self.answer = answer
         self.calls = 0
 
@@ -103,7 +105,8 @@ def test_jobs_end_as_their_pictures_deserve(settings: Settings) -> None:
             await asyncio.sleep(0.5)
             (beat,) = [beat for beat in await store.heartbeats.live() if beat.kind == "preprocess"]
             assert beat.jobs_done == 5
-            assert beat.details == {"decoders": 2, "decoder_restarts": 0}
+            assert str(beat.details.pop("arena")).startswith("visionmesh-")
+            assert beat.details == {"decoders": 2, "decoder_restarts": 0, "tensor_store": "redis"}
             stop.set()
             async with asyncio.timeout(settings.shutdown_s):
                 await running

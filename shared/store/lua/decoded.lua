@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Hand a decoded job on: tensor in, upload out, enqueue for inference, ack. The tensor lies in KEYS[3] already.
+-- Hand a decoded job on: tensor in, upload out, enqueue for inference, ack. The tensor lies in KEYS[3] already,
+-- or in shared memory (field `slot`).
 -- KEYS: 1 job, 2 upload, 3 tensor, 4 queue it came from, 5 queue it goes to, 6 live
 -- ARGV: 1 id, 2 fence, 3 entry, 4 group, 5 keep the upload (`1`), 6.. field/value pairs of the job
 -- Returns 1, or 0 if the fence is lost or the job ended (the tensor is then removed, unless it is the job's).

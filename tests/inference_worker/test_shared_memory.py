@@ -91,7 +91,7 @@ def test_slots_are_free_again_when_the_outputs_are_gone(triton_url: str) -> None
 
 def test_a_triton_that_forgot_its_regions_is_told_again(triton_url: str) -> None:
     async def work() -> None:
-        async with runtimes(triton_url) as (sharing, plain, _, _):
+        async with runtimes(triton_url) as (sharing, _plain, _, _):
             before = await sharing.infer(MODEL, pictures(2), 10)
             forget(triton_url)
             same(await sharing.infer(MODEL, pictures(2), 10), before)

@@ -12,21 +12,18 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import TypedDict
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
-from gateway import closing, encoders, problems
+from gateway import closing, problems
 from gateway.access import AccessMiddleware
 from gateway.mesh import Mesh
 from gateway.middleware import RequestMiddleware
-from gateway.routes import batches, events, health, jobs, models, predict
+from gateway.routes import batches, documents, events, health, jobs, models, predict
 from gateway.security_headers import SecurityHeadersMiddleware
 from shared import access, errors, log
 from shared import models as registry
@@ -42,29 +39,8 @@ class State(TypedDict):
     mesh: Mesh
 
 
-PAGE = Path(__file__).with_name("static") / "index.html"
-
-
-async def describe(request: Request) -> Response:
-    """`GET /`: the web page for a browser, else what this service is and where to go on."""
-    if "text/html" in request.headers.get("accept", "") and PAGE.exists():
-        return FileResponse(PAGE, headers={"vary": "accept", "cache-control": "no-cache"})
-    mesh: Mesh = request.state.mesh
-    return encoders.answer(
-        request,
-        {
-            "service": "visionmesh",
-            "description": "Finds objects in pictures: POST one to /v1/jobs or /predict/{model}",
-            "models": sorted(mesh.registry.models),
-            "formats": mesh.settings.formats.split(","),
-            "max_upload_bytes": mesh.settings.max_upload_bytes,
-            "endpoints": sorted({route.path for route in ROUTES if isinstance(route, Route)}),
-        },
-    )
-
-
 ROUTES: list[BaseRoute] = [
-    Route("/", describe, methods=["GET"]),
+    *documents.ROUTES,
     *jobs.ROUTES,
     *events.ROUTES,
     *batches.ROUTES,

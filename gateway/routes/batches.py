@@ -11,11 +11,24 @@ import hashlib
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from gateway import encoders, parameters, uploads
 from gateway.body import Body
+from gateway.endpoint import (
+    BATCH_ID,
+    FORMAT,
+    IDEMPOTENCY_KEY,
+    MODEL,
+    OPTIONS,
+    PREFER,
+    WAIT,
+    Answer,
+    Endpoint,
+    Example,
+    Parameter,
+)
 from gateway.mesh import Mesh
+from shared import errors
 from shared.errors import IdempotencyMismatch, MeshError, StoreUnavailable
 from shared.messages import Batch, JobOptions
 from shared.models import Model
@@ -132,8 +145,56 @@ async def cancel(request: Request) -> Response:
     return encoders.answer_batch(request, await mesh.store.batches.cancel(request.path_params["batch_id"]), format_name)
 
 
+_PROBLEMS = (errors.UnknownJob, errors.ExpiredJob)
+_BATCH = Answer(200, "The batch.", Batch)
+
 ROUTES = [
-    Route("/v1/batches", submit, methods=["POST"]),
-    Route("/v1/batches/{batch_id}", read, methods=["GET"]),
-    Route("/v1/batches/{batch_id}", cancel, methods=["DELETE"]),
+    Endpoint(
+        "POST",
+        "/v1/batches",
+        submit,
+        tag="Batches",
+        parameters=(MODEL, *OPTIONS, FORMAT, PREFER, IDEMPOTENCY_KEY),
+        takes="pictures",
+        answers=(
+            Answer(200, "The batch has finished within the time to wait.", Batch, headers=("location", "preference-applied")),
+            Answer(202, "The batch is accepted.", Batch, headers=("location", "retry-after")),
+        ),
+        problems=(
+            errors.MalformedMultipart,
+            errors.UnknownModel,
+            errors.BodyTimeout,
+            errors.StillAccepting,
+            errors.ExpiredJob,
+            errors.TooLarge,
+            errors.UnsupportedMedia,
+            errors.IdempotencyMismatch,
+        ),
+        example=Example(query={"model": "small"}, headers={"prefer": "wait=10"}),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/batches/{batch_id}",
+        read,
+        tag="Batches",
+        parameters=(
+            BATCH_ID,
+            WAIT,
+            FORMAT,
+            Parameter("results", bool, "Whether to list the results, or only tell the progress.", example=True),
+        ),
+        answers=(_BATCH,),
+        problems=_PROBLEMS,
+        example=Example(path={"batch_id": "BATCH"}, query={"wait": "10"}),
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/batches/{batch_id}",
+        cancel,
+        tag="Batches",
+        parameters=(BATCH_ID, FORMAT),
+        answers=(_BATCH,),
+        problems=_PROBLEMS,
+        example=Example(path={"batch_id": "BATCH"}),
+    ),
 ]

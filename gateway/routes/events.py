@@ -17,10 +17,11 @@ from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from gateway import parameters
+from gateway.endpoint import JOB_ID, Answer, Endpoint, Example, Parameter
 from gateway.mesh import Mesh
+from shared import errors
 from shared.errors import MeshError
 from shared.messages import TERMINAL, Job, job_to_json
 from shared.store.events import Waiter
@@ -120,4 +121,22 @@ def _event(job: Job) -> bytes:
     return b"id: %s\nevent: %s\ndata: %s\n\n" % (event_id.encode(), job.status.encode(), job_to_json(job))
 
 
-ROUTES = [Route("/v1/jobs/{job_id}/events", follow, methods=["GET"])]
+ROUTES = [
+    Endpoint(
+        "GET",
+        "/v1/jobs/{job_id}/events",
+        follow,
+        tag="Jobs",
+        parameters=(
+            JOB_ID,
+            Parameter("Last-Event-ID", str, "The last event that was seen; only later ones are sent.", "header"),
+            Parameter("last_event_id", str, "The same, for readers that cannot set headers."),
+        ),
+        answers=(
+            Answer(200, "The events.", gives="events"),
+            Answer(204, "The job has ended and the reader has seen it.", gives="empty"),
+        ),
+        problems=(errors.UnknownJob, errors.ExpiredJob),
+        example=Example(path={"job_id": "JOB"}),
+    )
+]

@@ -8,10 +8,11 @@ import msgspec
 import psutil
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Scope
 
 from gateway import encoders
+from gateway.answers import ConnectionPool, Health, Live, Readiness, Ready
+from gateway.endpoint import Answer, Endpoint, Example
 from gateway.mesh import Mesh
 from shared.errors import MeshError
 from shared.messages import Heartbeat
@@ -133,11 +134,15 @@ async def protocol_ready(request: Request) -> Response:
     return encoders.answer(request, {"ready": is_ready}, 200 if is_ready else 503)
 
 
+def _endpoint(path: str, handler: Any, kind: Any, text: str, *more: Answer) -> Endpoint:
+    return Endpoint("GET", path, handler, tag="Mesh", answers=(Answer(200, text, kind), *more), problems=(), example=Example())
+
+
 ROUTES = [
-    Route("/livez", live, methods=["GET"]),
-    Route("/readyz", ready, methods=["GET"]),
-    Route("/health", health, methods=["GET"]),
-    Route("/connection_pool_info", connection_pool, methods=["GET"]),
-    Route("/v2/health/live", live, methods=["GET"]),
-    Route("/v2/health/ready", protocol_ready, methods=["GET"]),
+    _endpoint("/livez", live, Live, "It answers."),
+    _endpoint("/readyz", ready, Readiness, "It is ready.", Answer(503, "It is not; `checks` says why.", Readiness)),
+    _endpoint("/health", health, Health, "How it is, well or not."),
+    _endpoint("/connection_pool_info", connection_pool, ConnectionPool, "The connections."),
+    _endpoint("/v2/health/live", live, Live, "It answers."),
+    _endpoint("/v2/health/ready", protocol_ready, Ready, "It is ready.", Answer(503, "It is not.", Ready)),
 ]

@@ -4,11 +4,23 @@ import contextlib
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from gateway import encoders, parameters, uploads
+from gateway.endpoint import (
+    FORMAT,
+    IDEMPOTENCY_KEY,
+    JOB_ID,
+    MODEL,
+    OPTIONS,
+    PREFER,
+    WAIT,
+    Answer,
+    Endpoint,
+    Example,
+)
 from gateway.mesh import Mesh
 from gateway.uploads import Upload
+from shared import errors
 from shared.errors import MeshError
 from shared.messages import TERMINAL, Job, JobOptions
 from shared.models import Model
@@ -97,9 +109,63 @@ async def cancel_quietly(mesh: Mesh, job_id: str) -> None:
         await mesh.store.jobs.cancel(job_id)
 
 
+_PROBLEMS = (errors.UnknownJob, errors.ExpiredJob)
+_JOB = Answer(200, "The job.", encoders.ANY_JOB)
+_EXAMPLE = Example(path={"job_id": "JOB"})
+
 ROUTES = [
-    Route("/v1/jobs", submit, methods=["POST"]),
-    Route("/v1/jobs/{job_id}", read, methods=["GET"]),
-    Route("/v1/jobs/{job_id}", cancel, methods=["DELETE"]),
-    Route("/v1/jobs/{job_id}/cancel", cancel, methods=["POST"]),
+    Endpoint(
+        "POST",
+        "/v1/jobs",
+        submit,
+        tag="Jobs",
+        parameters=(MODEL, *OPTIONS, FORMAT, PREFER, IDEMPOTENCY_KEY),
+        takes="picture",
+        answers=(
+            Answer(
+                200, "The job has ended within the time to wait.", encoders.ANY_JOB, headers=("location", "preference-applied")
+            ),
+            Answer(202, "The job is accepted.", encoders.ANY_JOB, headers=("location", "retry-after")),
+        ),
+        problems=(
+            errors.EmptyBody,
+            errors.UnknownModel,
+            errors.BodyTimeout,
+            errors.StillAccepting,
+            errors.TooLarge,
+            errors.UnsupportedMedia,
+            errors.IdempotencyMismatch,
+        ),
+        example=Example(query={"model": "small"}, headers={"prefer": "wait=10"}),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/jobs/{job_id}",
+        read,
+        tag="Jobs",
+        parameters=(JOB_ID, WAIT, FORMAT),
+        answers=(_JOB,),
+        problems=_PROBLEMS,
+        example=Example(path={"job_id": "JOB"}, query={"wait": "10", "format": "coco"}),
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/jobs/{job_id}",
+        cancel,
+        tag="Jobs",
+        parameters=(JOB_ID, FORMAT),
+        answers=(_JOB,),
+        problems=_PROBLEMS,
+        example=_EXAMPLE,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/jobs/{job_id}/cancel",
+        cancel,
+        tag="Jobs",
+        parameters=(JOB_ID, FORMAT),
+        answers=(_JOB,),
+        problems=_PROBLEMS,
+        example=_EXAMPLE,
+    ),
 ]

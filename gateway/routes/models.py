@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from gateway import encoders, parameters
+from gateway.answers import ModelDescription, ModelList
+from gateway.endpoint import MODEL_NAME, Answer, Endpoint, Example
 from gateway.mesh import Mesh
+from shared import errors
 from shared.models import Model
 
 
@@ -52,6 +55,23 @@ def _public(mesh: Mesh, model: Model, ready: set[str]) -> dict[str, Any]:
 
 
 ROUTES = [
-    Route("/v1/models", list_models, methods=["GET"]),
-    Route("/v1/models/{name}", show_model, methods=["GET"]),
+    Endpoint(
+        "GET",
+        "/v1/models",
+        list_models,
+        tag="Models",
+        answers=(Answer(200, "The models.", ModelList),),
+        problems=(errors.InvalidParameter,),
+        example=Example(),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/models/{name}",
+        show_model,
+        tag="Models",
+        parameters=(msgspec.structs.replace(MODEL_NAME, name="name"),),
+        answers=(Answer(200, "The model.", ModelDescription),),
+        problems=(errors.UnknownModel,),
+        example=Example(path={"name": "small"}),
+    ),
 ]

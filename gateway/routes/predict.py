@@ -7,17 +7,19 @@
 import asyncio
 import contextlib
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from gateway import encoders, parameters, problems, uploads
+from gateway.answers import BatchPrediction, BatchPredictions, PredictedObject, Prediction, Reason
+from gateway.endpoint import HINTS, MODEL_NAME, OPTIONS, Answer, Endpoint, Example, Takes
 from gateway.mesh import Mesh
 from gateway.routes.jobs import accept_and_wait, cancel_quietly
+from shared import errors
 from shared.errors import DeadlinePassed, MeshError, StoreUnavailable, UnknownModel
-from shared.messages import Job
+from shared.messages import Job, JobOptions
 from shared.models import Model, Registry
 from shared.store.events import Waiter
 
@@ -41,7 +43,7 @@ async def predict(request: Request) -> Response:
     if error:
         raise error
     request.scope["stages_ms"] = job.timings_ms
-    return encoders.answer(request, {"detections": _detections(job), "status": "success"} | _where(model))
+    return encoders.answer(request, Prediction(_objects(job), "success", **_where(model)))
 
 
 async def predict_batch(request: Request) -> Response:
@@ -82,13 +84,13 @@ async def predict_batch(request: Request) -> Response:
                     await cancel_quietly(mesh, member[0])
             raise
     content = [_result(index, result, model) for index, result in enumerate(results)]
-    good = sum(result["status"] == "success" for result in content)
+    good = sum(result.status == "success" for result in content)
     status = "success" if good == len(content) else "partial" if good else "error"
-    totals = {"total_images": len(content), "processed_images": good, "failed_images": len(content) - good}
-    return encoders.answer(request, {"results": content, "status": status} | totals | _where(model))
+    answer = BatchPredictions(content, status, len(content), good, len(content) - good, **_where(model))
+    return encoders.answer(request, answer)
 
 
-def _asked(request: Request, mesh: Mesh) -> tuple[Model, Any]:
+def _asked(request: Request, mesh: Mesh) -> tuple[Model, JobOptions]:
     query = request.query_params
     parameters.check_names(query, parameters.submit_names(*_IGNORED))
     parameters.shrinking_hints(query)
@@ -132,29 +134,35 @@ def _error_of(job: Job, wait_s: float) -> MeshError | None:
     return None
 
 
-def _result(index: int, result: Job | MeshError, model: Model) -> dict[str, Any]:
+def _result(index: int, result: Job | MeshError, model: Model) -> BatchPrediction:
     if isinstance(result, MeshError):
-        error = {"code": result.code, "detail": result.detail}
-        return {"image_index": index, "detections": [], "num_detections": 0, "status": "error", "error": error}
-    found = _detections(result)
-    return {"image_index": index, "detections": found, "num_detections": len(found), "status": "success", "track": model.track}
+        reason = Reason(result.code, result.detail)
+        return BatchPrediction(image_index=index, detections=[], num_detections=0, status="error", error=reason)
+    found = _objects(result)
+    return BatchPrediction(image_index=index, detections=found, num_detections=len(found), status="success", track=model.track)
 
 
-def _detections(job: Job) -> list[dict[str, Any]]:
+def _objects(job: Job) -> list[PredictedObject]:
     return [
-        {
-            "x1": found.box.x1,
-            "y1": found.box.y1,
-            "x2": found.box.x2,
-            "y2": found.box.y2,
-            "confidence": found.confidence,
-            "class": found.class_id,
-        }
+        PredictedObject(
+            x1=found.box.x1,
+            y1=found.box.y1,
+            x2=found.box.x2,
+            y2=found.box.y2,
+            confidence=found.confidence,
+            class_id=found.class_id,
+        )
         for found in job.detections or ()
     ]
 
 
-def _where(model: Model) -> dict[str, Any]:
+class _Where(TypedDict):
+    track: str
+    preprocessing: str
+    nms_location: str
+
+
+def _where(model: Model) -> _Where:
     return {
         "track": model.track,
         "preprocessing": "gpu" if model.track == "D" else "cpu",
@@ -162,9 +170,41 @@ def _where(model: Model) -> dict[str, Any]:
     }
 
 
+_OPTIONS = (*OPTIONS, *HINTS)
+_PROBLEMS = (
+    errors.UnknownModel,
+    errors.EmptyBody,
+    errors.TooLarge,
+    errors.UnsupportedMedia,
+    errors.BodyTimeout,
+    errors.InferenceFailed,
+    errors.DeadlinePassed,
+    errors.Internal,
+)
+_ONE = Answer(200, "The objects found.", Prediction)
+_MANY = Answer(200, "What was found in each picture, in order.", BatchPredictions)
+_EXAMPLE = Example(path={"model": "small"})
+_NO_PYTORCH = Example(path={"model": "small"}, status=404)
+"""The built-in registry has no model on track A."""
+
+
+def _endpoint(path: str, handler: Any, takes: Takes, answer: Answer, example: Example) -> Endpoint:
+    return Endpoint(
+        "POST",
+        path,
+        handler,
+        tag="Predict",
+        parameters=(MODEL_NAME, *_OPTIONS),
+        takes=takes,
+        answers=(answer,),
+        problems=_PROBLEMS,
+        example=example,
+    )
+
+
 ROUTES = [
-    Route("/predict/{model}", predict, methods=["POST"]),
-    Route("/predict_batch/{model}", predict_batch, methods=["POST"]),
-    Route("/pytorch/predict/{model}", predict, methods=["POST"]),
-    Route("/pytorch/predict_batch/{model}", predict_batch, methods=["POST"]),
+    _endpoint("/predict/{model}", predict, "picture", _ONE, _EXAMPLE),
+    _endpoint("/predict_batch/{model}", predict_batch, "pictures", _MANY, _EXAMPLE),
+    _endpoint("/pytorch/predict/{model}", predict, "picture", _ONE, _NO_PYTORCH),
+    _endpoint("/pytorch/predict_batch/{model}", predict_batch, "pictures", _MANY, _NO_PYTORCH),
 ]

@@ -4,13 +4,14 @@ Granian keeps `MESH_GATEWAY_WORKERS` processes, replaces each when it is old or 
 at most `MESH_SHUTDOWN_S`. HTTP/1.1 only: uploads over HTTP/2 were measured 25 times slower; a proxy can end HTTP/2.
 """
 
+import multiprocessing
 import sys
 
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
 
-from gateway import ports
+from gateway import metrics, ports
 from shared import access, models
 from shared.access import AccessError
 from shared.errors import UnknownModel
@@ -45,13 +46,17 @@ def main() -> int:
     """Check the configuration, then serve; returns the exit code."""
     try:
         settings = read()
-        models.load(settings.models).get(settings.default_model)
+        registry = models.load(settings.models)
+        registry.get(settings.default_model)
         access.load(settings.api_keys)
         ports.check(settings.host, settings.port)
     except (SettingsError, RegistryError, UnknownModel, AccessError, ports.PortTaken) as error:
         print(f"gateway: {error}", file=sys.stderr)  # noqa: T201 - the one line for a person who started us by hand
         return 2
-    serve(settings)
+    # Not forked: a process with threads (the one that tells metrics) must not be, and metrics are set up at their import.
+    multiprocessing.set_start_method("spawn")
+    with metrics.told(settings, registry):
+        serve(settings)
     return 0
 
 

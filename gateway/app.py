@@ -74,7 +74,9 @@ def create(settings: Settings | None = None) -> Starlette:
             die_with_parent(granian.pid)  # its workers would else outlive it and keep the port
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with connect(settings) as store, store.events:
-            beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, dict))
+            beat = asyncio.create_task(
+                beat_forever(store, settings.heartbeat_s, "gateway", name, lambda: {"metrics_port": settings.metrics_port})
+            )
             try:
                 with closing.watch() as told_to_stop:
                     yield {"mesh": Mesh(settings, served, store, name, told_to_stop)}

@@ -10,10 +10,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import problems
 from gateway.body import Disconnected
+from shared import metrics
 from shared.errors import Internal
 
 _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 log = structlog.get_logger()
 
@@ -66,8 +68,17 @@ class RequestMiddleware:
             problem = problems.answer(Internal("an error of ours; the log has it"), trace_id=scope["trace_id"])
             await problem(scope, receive, send_with_headers)
         took_ms = (time.perf_counter() - started_s) * 1000
+        self._count(scope, status, took_ms)
         if took_ms > self._slow_ms and not scope.get("waited"):
             log.warning("request.slow", status=status, took_ms=round(took_ms, 1), **self._who(scope))
+
+    @staticmethod
+    def _count(scope: Scope, status: int, took_ms: float) -> None:
+        # The route's own path: what a client made up must not become a label.
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        metrics.REQUESTS.labels(method, route, status).inc()
+        metrics.REQUEST_DURATION.labels(route).observe(took_ms / 1000)
 
     @staticmethod
     def _who(scope: Scope) -> dict[str, str]:

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shared import errors
+from shared import errors, metrics
 from shared.errors import MeshError
 from shared.messages import JobProblem
 
@@ -41,6 +41,8 @@ def of_job(problem: JobProblem, job_id: str) -> MeshError:
 async def on_mesh_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for our own errors."""
     assert isinstance(error, MeshError)  # noqa: S101 - registered for nothing else
+    if request.method == "POST" and isinstance(error, errors.RequestError):
+        metrics.refused(error.code)
     return answer(error, trace_id=request.scope.get("trace_id", ""))
 
 

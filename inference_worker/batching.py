@@ -17,6 +17,7 @@ import structlog
 from inference_worker.detections import detections, thresholds
 from inference_worker.heads import HEADS
 from inference_worker.runtime import Runtime
+from shared import metrics
 from shared.errors import (
     DeadlinePassed,
     InferenceFailed,
@@ -181,6 +182,7 @@ class Batching:
                 self._store.tensors.give_back(ticket)
         self.jobs_done += len(batch)
         self.batches += 1
+        metrics.batch_ran(self.model.name, len(batch), self._most)
 
     async def _fail(self, ticket: Ticket, error: MeshError) -> None:
         log.info("job.failed", job_id=ticket.id, code=error.code, detail=error.detail)
@@ -198,6 +200,7 @@ class Batching:
             except StoreUnavailable as error:
                 if self._store.clock.now_ms() > max(ticket.deadline_ms for ticket in tickets):
                     raise
+                metrics.STORE_RETRIES.labels("inference").inc()
                 log.warning("store.retry", error=error.detail, retry_s=round(pause_s, 2))
                 await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - jitter needs no secrecy
                 pause_s = min(pause_s * 2, RETRY_MOST_S)

@@ -1,7 +1,10 @@
 """The GPUs of this machine as NVML sees them; `None` where there is no driver."""
 
+from collections.abc import Iterable
+
 import pynvml
 import structlog
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from shared.messages import Gpu
 
@@ -30,6 +33,20 @@ class Gpus:
         except pynvml.NVMLError as error:
             log.warning("gpu.unreadable", error=str(error))
             return None
+
+    def collect(self) -> Iterable[Metric]:
+        """The same for Prometheus, read at the scrape; nothing where there is no GPU."""
+        used = GaugeMetricFamily("mesh_gpu_memory_used_bytes", "GPU memory in use, by NVML", labels=["gpu", "name"])
+        total = GaugeMetricFamily("mesh_gpu_memory_total_bytes", "GPU memory there is", labels=["gpu", "name"])
+        busy = GaugeMetricFamily(
+            "mesh_gpu_utilization_ratio", "Share of time in which the GPU was busy", labels=["gpu", "name"]
+        )
+        for index, gpu in enumerate(self.read() or ()):
+            labels = [str(index), gpu.name]
+            used.add_metric(labels, gpu.memory_used_bytes)
+            total.add_metric(labels, gpu.memory_total_bytes)
+            busy.add_metric(labels, gpu.utilization_percent / 100)
+        return [used, total, busy]
 
 
 def _read(index: int) -> Gpu:

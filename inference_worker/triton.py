@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from inference_worker.regions import Place, Regions, Staged, aligned
 from inference_worker.runtime import Array, Image, Outputs, stack
+from shared import metrics
 from shared.errors import InferenceFailed, InferenceUnavailable
 from shared.models import Model
 from shared.store.arena import FOLDER, PREFIX
@@ -93,6 +94,7 @@ class Triton:
                     if result is None:
                         raise InferenceUnavailable(f"Triton gave no answer for {model.triton_model!r}")
             except TimeoutError:
+                metrics.TRITON_ERRORS.labels(model.name, InferenceUnavailable.code).inc()
                 raise InferenceUnavailable(f"Triton did not answer within {timeout_s:.1f} s") from None
             except InferenceServerException as error:
                 client.signature = None
@@ -322,6 +324,8 @@ def _output(array: Array | None, name: str, count: int) -> Array:
 
 def _typed(error: InferenceServerException, model: Model) -> InferenceUnavailable | InferenceFailed:
     status, said = str(error.status() or ""), str(error.message() or "")
-    if any(code in status for code in _NOT_NOW) or "is not ready" in said or "unknown model" in said:
+    is_for_now = any(code in status for code in _NOT_NOW) or "is not ready" in said or "unknown model" in said
+    metrics.TRITON_ERRORS.labels(model.name, (InferenceUnavailable if is_for_now else InferenceFailed).code).inc()
+    if is_for_now:
         return InferenceUnavailable(f"Triton cannot run {model.triton_model!r} now: {said}")
     return InferenceFailed(f"{model.triton_model!r} refused the input: {said}")

@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import structlog
+from prometheus_client import REGISTRY
 
 from inference_worker.batching import Batching
 from inference_worker.gpu import Gpus
@@ -14,6 +15,7 @@ from inference_worker.regions import Regions
 from inference_worker.runtime import Runtime
 from inference_worker.triton import Triton
 from shared import models
+from shared.exposition import exposed
 from shared.heartbeat import beat_forever
 from shared.models import Registry
 from shared.settings import Settings
@@ -39,7 +41,7 @@ class Worker:
         self._store = store
         self._runtime: Runtime = runtime
         self._triton = runtime
-        self._gpus = Gpus()
+        self.gpus = Gpus()
         self._ready: list[str] = []
         self._loops = [
             Batching(store, runtime, model, worker=self.name, slots=settings.inference_slots)
@@ -55,7 +57,8 @@ class Worker:
             "jobs_done": jobs,
             "last_error": next((loop.last_error for loop in self._loops if loop.last_error), None),
             "models": self._ready,
-            "gpu": self._gpus.read(),
+            "gpu": self.gpus.read(),
+            "metrics_port": self._settings.metrics_port,
             "details": {
                 "batches": batches,
                 "mean_batch_size": round(jobs / batches, 2) if batches else None,
@@ -98,6 +101,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         regions = _regions(settings, store)
         runtime = Triton(settings.triton_url, settings.triton_clients, regions)
         worker = Worker(settings, registry, store, runtime, regions)
+        REGISTRY.register(worker.gpus)
         await worker.check_models()  # so that the first heartbeat tells
         upkeep = [
             asyncio.create_task(worker.watch_models()),
@@ -106,12 +110,14 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         ]
         log.info("worker.ready", worker=worker.name, triton=settings.triton_url)
         try:
-            await worker.run(stop)
+            async with exposed(settings, store.ready.is_set):
+                await worker.run(stop)
         finally:
             for task in upkeep:
                 task.cancel()
             await asyncio.gather(*upkeep, return_exceptions=True)
             await runtime.close()
+            REGISTRY.unregister(worker.gpus)
 
 
 def _regions(settings: Settings, store: Store) -> Regions | None:

@@ -10,6 +10,7 @@ import structlog
 from preprocess_worker.areas import Place, TensorAreas
 from preprocess_worker.decoder import Decoded, Decoder, DecoderGone
 from preprocess_worker.formats import Limits
+from shared import metrics
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.2, 10.0
 
@@ -101,6 +102,7 @@ class DecoderPool:
             return
         if not decoder.usable:
             self.restarts += 1
+            metrics.DECODER_RESTARTS.inc()
             log.warning("decoder.replaced", decoder_pid=decoder.pid, decoded_images=decoder.decoded_images)
             self._run(self._replace(decoder, unused))
             return

@@ -23,8 +23,9 @@ from preprocess_worker.decoder import Decoded
 from preprocess_worker.formats import Limits
 from preprocess_worker.pool import DecoderPool
 from preprocess_worker.sharing import Sharing
-from shared import models
+from shared import metrics, models
 from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
+from shared.exposition import exposed
 from shared.heartbeat import beat_forever
 from shared.messages import Ticket
 from shared.models import Registry
@@ -74,6 +75,7 @@ class Worker:
         return {
             "jobs_done": self._jobs_done,
             "last_error": self.sharing.last_error or self._last_error,
+            "metrics_port": self._settings.metrics_port,
             "details": {
                 "decoders": self._pool.size,
                 "decoder_restarts": self._pool.restarts,
@@ -190,6 +192,7 @@ class Worker:
             except (StoreUnavailable, Overloaded) as error:
                 if self._overdue(ticket):
                     raise _OverdueError from error
+                metrics.STORE_RETRIES.labels("preprocess").inc()
                 log.warning("store.retried", job=ticket.id, error=error.detail)
                 await asyncio.sleep(random.uniform(0, retry_s))  # noqa: S311 - jitter needs no secrecy
                 retry_s = min(retry_s * 2, RETRY_MOST_S)
@@ -215,8 +218,13 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         connect(settings) as store,
         DecoderPool(size, settings.decode_timeout_s, limits, areas=areas) as pool,
         store.consumer("preprocess", name) as consumer,
+        exposed(settings, store.ready.is_set),
         asyncio.TaskGroup() as group,
     ):
+        metrics.DECODERS.set(size)
+        if (arena := areas.arena) is not None:
+            metrics.TENSOR_SLOTS.labels("busy").set_function(lambda: arena.busy)
+            metrics.TENSOR_SLOTS.labels("all").set(arena.slots)
         worker = Worker(settings, registry, store, pool, consumer)
         upkeep = [
             group.create_task(store.sweep_forever()),

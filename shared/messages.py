@@ -172,6 +172,7 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     models: list[str] = []
     gpu: list[Gpu] | None = None
     details: dict[str, Any] = {}
+    metrics_port: int = 0
     beat_at_ms: int = 0
 
 

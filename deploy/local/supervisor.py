@@ -70,6 +70,8 @@ class LocalMesh:
     def __init__(self, options: Options, folder: Path, progress: Progress) -> None:
         self.folder = folder
         self.processes: dict[str, Process] = {}
+        self.metrics_ports: dict[str, int] = {}
+        """Where each service tells its metrics, on the loopback address."""
         self.redis_url = options.redis_url
         self.triton_url = options.triton_url
         self._options = options
@@ -102,7 +104,9 @@ class LocalMesh:
         services |= _numbered("inference", "inference_worker", self._options.inference_workers)
         for name, module in services.items():
             self._progress(name, "starting")
-            process = Process(name, python_module(module), environ, self.folder / f"{name}.log")
+            self.metrics_ports[name] = self._metrics_port(name)
+            own = environ | {"MESH_METRICS_PORT": str(self.metrics_ports[name])}
+            process = Process(name, python_module(module), own, self.folder / f"{name}.log")
             await self._launch(process)
         await self._until(self._is_ready, "the mesh", list(services))
         self._was_ready = True
@@ -165,6 +169,11 @@ class LocalMesh:
 
         await self._until(is_ready, "Triton", ["triton"])
         self._progress("triton", "ready")
+
+    def _metrics_port(self, name: str) -> int:
+        """The gateway's is the one that a person may want to know: next to its own if it can be had."""
+        beside = self.port + 1
+        return beside if name == "gateway" and beside <= 65535 and ports.is_free(beside) else ports.free()
 
     async def _is_ready(self) -> bool:
         checks = await asyncio.to_thread(_readiness, self._options.host, self.port)

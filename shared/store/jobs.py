@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from shared import metrics
 from shared.access import NOBODY, Tenant
 from shared.errors import (
     DeadlinePassed,
@@ -181,6 +182,7 @@ class Jobs:
         verdict, *details = (await self._connection.run(*commands))[-1]
         match bytes(verdict):
             case b"new":
+                metrics.ACCEPTED.labels(model.name, model.track).inc()
                 return job
             case b"same":
                 earlier = bytes(details[0]).decode()
@@ -307,13 +309,16 @@ class Jobs:
 
     async def finish(self, results: Sequence[tuple[Ticket, Outcome]]) -> list[bool]:
         """End jobs with what was found, all in one round trip. False where another end came first."""
+        jobs: list[Job] = []
         commands: list[Command] = []
         for ticket, outcome in results:
             job = self._processing(ticket)
             job.detections, job.batch_size = outcome.detections, outcome.batch_size
             job.timings_ms = ticket.timings_ms | outcome.timings_ms
             commands.append(self._end_command(job, "succeeded", str(ticket.fence), ticket))
-        return [bool(kept) for kept in await self._connection.run(*commands)] if commands else []
+            jobs.append(job)
+        ends = await self._connection.run(*commands) if commands else []
+        return [_counted(job, kept) for job, kept in zip(jobs, ends, strict=True)]
 
     async def fail(self, ticket: Ticket, error: MeshError, timings_ms: dict[str, float] | None = None) -> bool:
         """End a job with an error. False: another end came first."""
@@ -321,7 +326,7 @@ class Jobs:
         job.error = JobProblem(error.code, error.detail)
         job.timings_ms = ticket.timings_ms | (timings_ms or {})
         command = self._end_command(job, "failed", str(ticket.fence), ticket, await self._budget.limit_bytes())
-        return bool((await self._connection.run(command))[0])
+        return _counted(job, (await self._connection.run(command))[0])
 
     async def release(self, ticket: Ticket) -> bool:
         """Give a claimed job back to the end of its queue."""
@@ -402,7 +407,7 @@ class Jobs:
             raise StoreUnavailable("the job vanished while it was being ended", retry_after_s=1)
         told = _Told(int(created_ms), bytes(reply_to or b"").decode(), bytes(tenant or b"").decode())
         command = self._end_command(job, status, "", told, await self._budget.limit_bytes())
-        return bool((await self._connection.run(command))[0])
+        return _counted(job, (await self._connection.run(command))[0])
 
     def _end_command(self, job: Job, status: Status, fence: str, told: "_Told | Ticket", budget_bytes: int = 0) -> Command:
         """Turn `job` into its final form and make the command that stores and tells it."""
@@ -496,3 +501,10 @@ class Jobs:
             tenant=fields.get(b"tenant", b"").decode(),
             crashes=int(fields.get(b"crashes", b"0")),
         )
+
+
+def _counted(job: Job, kept: Any) -> bool:
+    """Whether this end is the job's one; then it is counted."""
+    if kept:
+        metrics.job_ended(job)
+    return bool(kept)

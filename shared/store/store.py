@@ -76,7 +76,7 @@ class Store:
     async def depths(self, models: list[str]) -> dict[str, Depth]:
         """The queues of all stages."""
         stages = ["preprocess", *(f"inference:{model}" for model in models)]
-        return await depths(self._connection, self.clock, stages, self._settings.partitions)
+        return await depths(self._connection, self.clock, stages, self._settings.partitions, self._settings.lease_s)
 
     async def waiting_tensors(self, models: list[str]) -> int:
         """How many decoded pictures of these models no inference worker has ended yet."""

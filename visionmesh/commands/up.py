@@ -66,6 +66,7 @@ async def _up(chosen: Options) -> None:
             console.print(f"  a photo     curl -F image=@photo.jpg {mesh.url}/predict/small", highlight=False)
             console.print(f"  subscribe   {mesh.redis_url} channel mesh:results", highlight=False)
             console.print(f"  health      {mesh.url}/health     logs {mesh.folder}", highlight=False)
+            console.print(f"  metrics     http://127.0.0.1:{mesh.metrics_ports['gateway']}/metrics", highlight=False)
             console.print("  Ctrl-C stops it", highlight=False)
             await asyncio.wait({asyncio.create_task(stop.wait()), mesh.failed}, return_when=asyncio.FIRST_COMPLETED)
             console.print("stopping", highlight=False)

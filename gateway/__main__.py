@@ -18,7 +18,8 @@ from shared.errors import UnknownModel
 from shared.models import RegistryError
 from shared.settings import Settings, SettingsError, read
 
-HEADER_TIMEOUT_MS = 10_000
+HEADER_TIMEOUT_S = 10.0
+"""Headers are a few hundred bytes; they get no more time than this, and no more than a body."""
 
 
 def serve(settings: Settings) -> None:
@@ -30,7 +31,7 @@ def serve(settings: Settings) -> None:
         port=settings.port,
         interface=Interfaces.ASGI,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
+        http1_settings=HTTP1Settings(header_read_timeout=int(min(HEADER_TIMEOUT_S, settings.body_timeout_s) * 1000)),
         loop=Loops.uvloop,
         websockets=False,
         workers=settings.gateway_workers,

@@ -31,6 +31,8 @@ from shared.store.arena import FOLDER, PREFIX
 METADATA_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 1.0
 
+TLS = "grpcs://"
+
 _NOT_NOW = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "NOT_FOUND", "RESOURCE_EXHAUSTED", "ABORTED")
 """gRPC codes that another try may mend. NOT_FOUND: the model is not loaded at the moment."""
 
@@ -48,11 +50,16 @@ class Signature(msgspec.Struct, frozen=True):
     outputs: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
 
+def _connect(url: str, ca: str, channel_args: list[tuple[str, int]] | None = None) -> InferenceServerClient:
+    is_tls = url.startswith(TLS)
+    return InferenceServerClient(url.removeprefix(TLS), ssl=is_tls, root_certificates=ca or None, channel_args=channel_args)
+
+
 class _Client:
     """A client and how many calls are in it."""
 
-    def __init__(self, url: str) -> None:
-        self.api = InferenceServerClient(url, channel_args=[("grpc.use_local_subchannel_pool", 1), *_UNLIMITED])
+    def __init__(self, url: str, ca: str) -> None:
+        self.api = _connect(url, ca, [("grpc.use_local_subchannel_pool", 1), *_UNLIMITED])
         self.calls = 0
         self.evicted = False
         self.signature: Signature | None = None
@@ -64,10 +71,11 @@ _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_l
 class Triton:
     """The `Runtime` of tracks B and C."""
 
-    def __init__(self, url: str, most_clients: int, regions: Regions | None = None) -> None:
+    def __init__(self, url: str, most_clients: int, regions: Regions | None = None, ca: str = "") -> None:
         self.sharing = False
         """Whether Triton shares this host's memory, as `probe` last found."""
         self._url = url
+        self._ca = ca
         self._most_clients = most_clients
         self._regions = regions
         self._registered: set[str] = set()
@@ -176,7 +184,7 @@ class Triton:
         """
         if self._regions is None:
             return
-        self._control = self._control or InferenceServerClient(self._url)
+        self._control = self._control or _connect(self._url, self._ca)
         probe = self._regions.probe
         try:
             status: Any = await self._control.get_system_shared_memory_status(as_json=True, client_timeout=READY_TIMEOUT_S)
@@ -235,7 +243,7 @@ class Triton:
     async def _client(self, model: Model) -> AsyncGenerator[_Client]:
         client = self._clients.get(model.name)
         if client is None:
-            client = self._clients[model.name] = _Client(self._url)
+            client = self._clients[model.name] = _Client(self._url, self._ca)
             log.info("triton.client_created", model=model.name, url=self._url)
         self._clients.move_to_end(model.name)
         client.calls += 1

@@ -99,7 +99,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     registry = models.load(settings.models)
     async with connect(settings) as store:
         regions = _regions(settings, store)
-        runtime = Triton(settings.triton_url, settings.triton_clients, regions)
+        runtime = Triton(settings.triton_url, settings.triton_clients, regions, settings.triton_ca)
         worker = Worker(settings, registry, store, runtime, regions)
         REGISTRY.register(worker.gpus)
         await worker.check_models()  # so that the first heartbeat tells

@@ -4,6 +4,7 @@ It decodes one picture at a time, so a picture that kills or hangs libvips takes
 connection and no secret, and ends when its parent ends or closes the socket.
 """
 
+import math
 import os
 import resource
 import signal
@@ -19,6 +20,9 @@ BASE_BYTES = 2 << 30
 BYTES_PER_PIXEL = 64
 """Address space: what libraries, thread stacks and the shared areas take, and eight 16-bit copies with alpha of the largest
 picture. Ordinary decoding of 50 MP stays far below it; a decoder that runs away is stopped before the host swaps."""
+
+CPU_S = 60
+"""Of one picture. The parent's timeout comes long before; this holds when the parent itself is stopped."""
 
 
 def serve(control: socket.socket) -> None:
@@ -39,6 +43,7 @@ def serve(control: socket.socket) -> None:
 def _answer(request: wire.Request, limits: decoding.Limits, pictures: wire.Area, tensors: list[wire.Area]) -> wire.Reply:
     width, height = request.input_width, request.input_height
     end = request.offset + width * height * 3
+    limit_cpu(CPU_S)
     started = time.perf_counter()
     try:
         image, placement = decoding.decode_into(
@@ -47,6 +52,12 @@ def _answer(request: wire.Request, limits: decoding.Limits, pictures: wire.Area,
     except MeshError as error:
         return wire.Reply(code=error.code, detail=error.detail)
     return wire.Reply(decode_ms=(time.perf_counter() - started) * 1000, image=image, placement=placement)
+
+
+def limit_cpu(seconds: int) -> None:
+    """Have the kernel end this process (SIGXCPU) once it has used so much more of a core than it has by now."""
+    used_s = math.ceil(time.process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (used_s + seconds, resource.RLIM_INFINITY))
 
 
 def main(descriptor: int) -> None:

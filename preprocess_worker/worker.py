@@ -41,6 +41,9 @@ TAKE_BLOCK_S = 1.0
 SLOTS_PER_DECODER = 16
 """Slots of the arena: decoders may be so many pictures ahead of inference before tensors go to Redis."""
 
+LOOK_S = 0.1
+"""How often the queue of inference is looked at."""
+
 CRASHES_MOST = 2
 """At the second crash of a decoder it is the picture's fault, not chance."""
 
@@ -67,6 +70,7 @@ class Worker:
         self._consumer = consumer
         self._jobs: set[asyncio.Task[None]] = set()
         self._free = asyncio.Semaphore(pool.size)
+        self._room, self._look_at_s = 0, 0.0
         self._jobs_done = 0
         self._last_error: str | None = None
 
@@ -88,8 +92,10 @@ class Worker:
         """Take jobs until `stop`, then finish those in hand for as long as the settings give."""
         while not stop.is_set():
             free = await self._wait_for_free()
+            room = await self._wait_for_room(stop)
             # Never canceled: entries that Redis had just delivered would wait for their lease to end.
-            for ticket in await self._consumer.take(free, block_s=TAKE_BLOCK_S) if not stop.is_set() else []:
+            for ticket in await self._consumer.take(min(free, room), block_s=TAKE_BLOCK_S) if not stop.is_set() else []:
+                self._room -= 1
                 await self._free.acquire()
                 task = asyncio.create_task(self._handle(ticket))
                 self._jobs.add(task)
@@ -105,6 +111,22 @@ class Worker:
         """Wait until a decoder is free; returns how many are."""
         async with self._free:
             return self._pool.size - len(self._jobs)
+
+    async def _wait_for_room(self, stop: asyncio.Event) -> int:
+        """Pause while enough pictures wait for inference: more would take memory and get no result any sooner.
+
+        Returns how many more there may be, as seen when it last looked.
+        """
+        while (self._room <= 0 or time.monotonic() >= self._look_at_s) and not stop.is_set():
+            try:
+                waiting = await self._store.waiting_tensors(list(self._registry.models))
+            except StoreUnavailable:
+                return 1  # the take that follows tells of it, and waits
+            self._look_at_s = time.monotonic() + LOOK_S
+            self._room = self._settings.max_waiting_tensors - waiting - len(self._jobs)
+            if self._room <= 0:
+                await asyncio.sleep(LOOK_S)
+        return self._room
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._jobs.discard(task)

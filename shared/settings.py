@@ -7,6 +7,7 @@ the wrong type or out of range is a `SettingsError` whose one line names the var
 import difflib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
 import msgspec
@@ -115,4 +116,9 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"{PREFIX}FORMATS names {', '.join(sorted(unknown))!s}; known: jpeg png webp gif tiff heif avif")
     if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingsError(f"{PREFIX}REDIS_URL must begin with redis://, rediss:// or unix://, not {settings.redis_url!r}")
+    if "://" in settings.triton_url and not settings.triton_url.startswith("grpcs://"):
+        raise SettingsError(f"{PREFIX}TRITON_URL must be HOST:PORT, or grpcs://HOST:PORT for TLS, not {settings.triton_url!r}")
+    for name in ("redis_ca", "triton_ca"):
+        if (path := getattr(settings, name)) and not Path(path).is_file():
+            raise SettingsError(f"{PREFIX}{name.upper()}={path!r} is no file; it must hold certificates in PEM")
     return settings

@@ -2,15 +2,19 @@
 
 redis_url   an emptied Valkey, for tests of one process against the store
 triton_url  a Triton with both graphs of the default detector
+certificates  an authority and a certificate of its for this machine
 mesh        the whole mesh as `visionmesh up` runs it, with its own Valkey and Triton
 """
 
 import asyncio
 import contextlib
+import shutil
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -66,6 +70,32 @@ def background() -> Iterator[Background]:
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="visionmesh-tests-") as name:
         yield Path(name)
+
+
+class Certificates(NamedTuple):
+    """An authority that was made a moment ago, and a certificate of it for this machine."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+@pytest.fixture(scope="session")
+def certificates(folder: Path) -> Certificates:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl to make certificates")
+    made = Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
+    ca_key, request, names = folder / "ca.key", folder / "server.csr", folder / "names"
+    names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    elliptic = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    for command in (
+        ["req", "-x509", *elliptic, "-keyout", ca_key, "-out", made.authority, "-days", "2", "-subj", "/CN=tests"],
+        ["req", *elliptic, "-keyout", made.key, "-out", request, "-subj", "/CN=localhost"],
+        ["x509", "-req", "-in", request, "-CA", made.authority, "-CAkey", ca_key, "-CAcreateserial",
+         "-out", made.certificate, "-days", "2", "-extfile", names],
+    ):  # fmt: skip
+        subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=20)
+    return made
 
 
 async def _until(ready) -> None:

@@ -6,6 +6,7 @@ backend's library, its Python module and the stub side by side, so they are link
 
 import http.client
 import os
+import secrets
 import site
 import sys
 import sysconfig
@@ -16,14 +17,28 @@ from pathlib import Path
 from deploy.local.errors import StartError
 from deploy.local.process import Process
 
+CONTROL = "model-repository,logging,trace"
+CONTROL_HEADER = "x-mesh-control"
+
 
 class Triton(Process):
     """A Triton on the loopback address that serves these models of a repository, and only these."""
 
     def __init__(
-        self, folder: Path, repository: Path, models: Sequence[str], *, http_port: int, grpc_port: int, metrics_port: int
+        self,
+        folder: Path,
+        repository: Path,
+        models: Sequence[str],
+        *,
+        http_port: int,
+        grpc_port: int,
+        metrics_port: int,
+        more_options: Sequence[str] = (),
     ) -> None:
         self.http_port = http_port
+        control_key = secrets.token_urlsafe(24)
+        self.control_headers = {CONTROL_HEADER: control_key}
+        """What a request over HTTP must carry to load and unload models."""
         self.url = f"127.0.0.1:{grpc_port}"
         package = _package()
         server = package / "tritonserver"
@@ -36,8 +51,12 @@ class Triton(Process):
             "--http-address=127.0.0.1", f"--http-port={http_port}",
             "--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}",
             "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}",
+            # Whoever reaches a port may infer, but not change what is served.
+            f"--http-restricted-api={CONTROL}:{CONTROL_HEADER}={control_key}",
+            f"--grpc-restricted-protocol={CONTROL}:{CONTROL_HEADER}={control_key}",
             "--exit-timeout-secs=3",
             "--disable-auto-complete-config",
+            *more_options,
         ]  # fmt: skip
         library_path = [package.parent / "nvidia_pytriton.libs", Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")]
         environ = {

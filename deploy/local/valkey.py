@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ MAXMEMORY_SHARE = 0.25
 class Valkey(Process):
     """A Valkey on the loopback address, with an append-only file in `folder`."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, more_options: Mapping[str, str] | None = None) -> None:
         self.port = port
         self.url = f"redis://127.0.0.1:{port}/0"
         maxmemory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MAXMEMORY_SHARE)
@@ -30,12 +31,12 @@ class Valkey(Process):
             "maxmemory": maxmemory, "maxmemory-policy": "noeviction",
         }  # fmt: skip
         command = [str(_binary())]
-        for option, value in options.items():
+        for option, value in (options | dict(more_options or {})).items():
             command += [f"--{option}", str(value)]
         super().__init__("valkey", command, {"PATH": os.defpath, "LC_ALL": "C"}, folder / "valkey.log")
 
     async def ready(self) -> bool:
-        """Whether it answers PING."""
+        """Whether it answers PING, be it that we must say who we are."""
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:
@@ -43,7 +44,7 @@ class Valkey(Process):
         writer.write(b"PING\r\n")
         try:
             async with asyncio.timeout(1):
-                return (await reader.readline()) == b"+PONG\r\n"
+                return (await reader.readline()).startswith((b"+PONG", b"-NOAUTH"))
         except (TimeoutError, OSError):
             return False
         finally:

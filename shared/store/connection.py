@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import (
@@ -72,12 +73,20 @@ def typed_errors() -> Generator[None]:
         raise StoreUnavailable(f"the store does not answer: {error}", retry_after_s=2) from None
 
 
+def with_authority(url: str, ca: str) -> str:
+    """The URL of a Redis over TLS, with the file of the authorities that its certificate is checked against."""
+    if not ca or not url.startswith("rediss://"):
+        return url
+    return f"{url}{'&' if '?' in url else '?'}ssl_ca_certs={quote(ca)}"
+
+
 class Connection:
     """A pool of connections to Redis and the scripts that run there."""
 
     def __init__(self, settings: Settings) -> None:
+        self._url = with_authority(settings.redis_url, settings.redis_ca)
         self._pool = BlockingConnectionPool.from_url(
-            settings.redis_url,
+            self._url,
             max_connections=POOL_CONNECTIONS,
             timeout=COMMAND_TIMEOUT_S,
             socket_timeout=COMMAND_TIMEOUT_S,
@@ -86,7 +95,6 @@ class Connection:
         self.redis: Redis = Redis(connection_pool=self._pool)
         # Answers are taken raw: what redis-py makes of them (dicts of dicts) would be unmade again here.
         self.redis.response_callbacks.clear()
-        self._url = settings.redis_url
         self._scripts = {path.stem: Script(path.stem) for path in _LUA.glob("*.lua") if not path.stem.startswith("_")}
         self._loading = asyncio.Lock()
 

@@ -1,7 +1,10 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Coroutine
 from typing import Any
@@ -179,3 +182,22 @@ def test_children_see_no_settings(loop_factory: Any, monkeypatch: pytest.MonkeyP
             assert environ["VIPS_BLOCK_UNTRUSTED"] == "1"
 
     run(loop_factory, work())
+
+
+def test_children_are_limited_by_the_kernel(loop_factory: Any) -> None:
+    async def work() -> None:
+        async with pool(1) as decoders:
+            await decoders.decode(PICTURE, 64, 64)
+            (pid,) = decoders.pids
+            assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+            space, _ = resource.prlimit(pid, resource.RLIMIT_AS)
+            assert 1 << 30 < space < 1 << 34
+            cpu_s, _ = resource.prlimit(pid, resource.RLIMIT_CPU)
+            assert 0 < cpu_s < 120
+
+    run(loop_factory, work())
+
+
+def test_a_child_that_computes_for_ever_is_ended_by_the_kernel() -> None:
+    code = "from preprocess_worker.decoder_child import limit_cpu; limit_cpu(1)\nwhile True: pass"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == -signal.SIGXCPU

@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from preprocess_worker import __main__, worker
@@ -13,7 +14,7 @@ from preprocess_worker.worker import Worker
 from shared import models
 from shared.errors import DecoderCrashed, DecodeTimeout, StoreUnavailable
 from shared.letterbox import fit
-from shared.messages import ImageInfo, Job, JobOptions
+from shared.messages import ImageInfo, Job, JobOptions, Outcome
 from shared.settings import Settings, read
 from shared.store import Store, connect
 from tests.preprocess_worker.pictures import encode, png, scene
@@ -189,3 +190,26 @@ def test_wrong_settings_are_one_line(
     monkeypatch.setenv("MESH_MODELS", str(tmp_path / "none.toml"))
     assert __main__.main() == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_decoding_pauses_while_enough_pictures_wait_for_inference(settings: Settings) -> None:
+    async def work() -> None:
+        pool = Pool(lambda: None)
+        narrow = msgspec.structs.replace(settings, max_waiting_tensors=3)
+        async with connect(narrow) as store, working(narrow, store, pool):
+            jobs = [await accepted(store, PICTURE) for _ in range(12)]
+            await settled(store, jobs[2])
+            await asyncio.sleep(4 * worker.LOOK_S)  # time in which it could decode them all
+            decoded = [job for job in jobs if (await store.jobs.read(job.id)).stage == "decoded"]
+            assert len(decoded) == 3
+            async with store.consumer(f"inference:{MODEL.name}", "test") as consumer:
+                done = 0
+                async with asyncio.timeout(15):
+                    while done < 12:
+                        for ticket in await consumer.take(4, block_s=0.2):
+                            outcome = Outcome(detections=[], batch_size=1, timings_ms={})
+                            assert await store.jobs.finish([(ticket, outcome)]) == [True]
+                            consumer.done(ticket)
+                            done += 1
+
+    asyncio.run(work())

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from shared.messages import Gpu
+from shared.messages import Delivery, Gpu
 from shared.store.budget import Budget
 from shared.store.depths import Depth
 
@@ -170,6 +170,12 @@ class ClientPool(msgspec.Struct):
     active: bool
     connection_count: int
     triton_urls: list[str]
+
+
+class Deliveries(msgspec.Struct):
+    """How a callback was told so far."""
+
+    deliveries: list[Delivery]
 
 
 class ConnectionPool(msgspec.Struct):

@@ -109,6 +109,11 @@ OPTIONS = (
     Parameter("max_detections", Annotated[int, Meta(ge=1, le=3000)], "Most detections, the most confident first.", example=100),
     Parameter("classes", str, "Names or numbers of the wanted classes, separated by commas.", example="person,cat"),
 )
+CALLBACK_URL = Parameter(
+    "callback_url",
+    str,
+    "Told the end by a signed POST (Standard Webhooks), where the mesh sends webhooks; see docs/webhooks.md.",
+)
 PREFER = Parameter(
     "Prefer", str, "`wait=10` waits up to 10 seconds for the end; `respond-async` does not wait.", "header", "wait=10"
 )

@@ -12,9 +12,11 @@ from collections.abc import Collection
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
+from gateway import addresses
 from shared.errors import InvalidParameter
 from shared.messages import JobOptions
 from shared.models import Model
+from shared.settings import Settings
 
 _ALIASES = {"conf": "confidence"}
 _OPTIONS = ("confidence", "iou", "max_detections", "classes")
@@ -60,6 +62,24 @@ def job_options(query: QueryParams, model: Model) -> JobOptions:
         max_detections=None if most is None else int(most),
         class_ids=model.class_ids(classes),
     )
+
+
+def callback_url(query: QueryParams, settings: Settings) -> str | None:
+    """Where the end is to be told, if the request says so.
+
+    Raises:
+        InvalidParameter: no webhook could be sent there, or none is sent by this mesh.
+    """
+    url = query.get("callback_url")
+    if not url:
+        return None
+    if not settings.webhook_secret:
+        raise InvalidParameter("callback_url: this mesh sends no webhooks; its operator has set no MESH_WEBHOOK_SECRET")
+    try:
+        addresses.check_url(url, addresses.Exceptions.of(settings.webhook_private_hosts))
+    except addresses.RefusedError as error:
+        raise InvalidParameter(f"callback_url: {error}") from None
+    return url
 
 
 def yes_or_no(query: QueryParams, name: str, *, default: bool) -> bool:

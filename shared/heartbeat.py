@@ -21,7 +21,7 @@ log = structlog.get_logger()
 async def beat_forever(
     store: Store,
     interval_s: float,
-    kind: Literal["gateway", "preprocess", "inference"],
+    kind: Literal["gateway", "preprocess", "inference", "tasks"],
     name: str,
     status: Callable[[], dict[str, Any]],
 ) -> None:

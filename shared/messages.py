@@ -93,6 +93,19 @@ class Batch(msgspec.Struct, kw_only=True):
     results: list[BatchResult] | None = None
 
 
+class Delivery(msgspec.Struct, kw_only=True):
+    """One try to tell a callback. `status` is the answer's, if there was one; `next_at` is when it is tried again, if it is."""
+
+    attempt: int
+    at: str
+    url: str
+    delivered: bool
+    took_ms: float
+    status: int | None = None
+    error: str | None = None
+    next_at: str | None = None
+
+
 class JobOptions(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """What a request may ask for; `None` means the model's own default. `class_ids` empty means all classes."""
 
@@ -160,7 +173,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 class Heartbeat(msgspec.Struct, kw_only=True):
     """What a process says of itself every few seconds. `models` are those it serves or that are ready in its Triton."""
 
-    kind: Literal["gateway", "preprocess", "inference"]
+    kind: Literal["gateway", "preprocess", "inference", "tasks"]
     name: str
     host: str
     pid: int

@@ -4,6 +4,7 @@ Every variable begins with `MESH_`; the name after it is a field of `Settings` i
 the wrong type or out of range is a `SettingsError` whose one line names the variable and how to mend it.
 """
 
+import base64
 import difflib
 import os
 from collections.abc import Mapping
@@ -65,6 +66,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: Count = 100
     slow_request_ms: Annotated[float, Meta(ge=0)] = 100.0
 
+    # webhooks
+    webhook_secret: str = ""
+    webhook_private_hosts: str = ""
+    webhook_tries: Annotated[int, Meta(ge=1, le=20)] = 8
+    webhook_retry_s: Seconds = 5.0
+    webhook_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 15.0
+
     # processes
     gateway_workers: Count = 1
     gateway_worker_lifetime_s: Annotated[int, Meta(ge=60)] = 6 * 3600
@@ -114,6 +122,8 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     unknown = set(settings.formats.split(",")) - {"jpeg", "png", "webp", "gif", "tiff", "heif", "avif"}
     if unknown:
         raise SettingsError(f"{PREFIX}FORMATS names {', '.join(sorted(unknown))!s}; known: jpeg png webp gif tiff heif avif")
+    if not all(_is_webhook_secret(secret) for secret in settings.webhook_secret.split()):
+        raise SettingsError(f"{PREFIX}WEBHOOK_SECRET must be whsec_ and 24 to 64 random bytes in base64")
     if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingsError(f"{PREFIX}REDIS_URL must begin with redis://, rediss:// or unix://, not {settings.redis_url!r}")
     if "://" in settings.triton_url and not settings.triton_url.startswith("grpcs://"):
@@ -122,3 +132,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         if (path := getattr(settings, name)) and not Path(path).is_file():
             raise SettingsError(f"{PREFIX}{name.upper()}={path!r} is no file; it must hold certificates in PEM")
     return settings
+
+
+def _is_webhook_secret(text: str) -> bool:
+    try:
+        return text.startswith("whsec_") and 24 <= len(base64.b64decode(text.removeprefix("whsec_"), validate=True)) <= 64
+    except ValueError:
+        return False

@@ -7,6 +7,7 @@ mesh        the whole mesh as `visionmesh up` runs it, with its own Valkey and T
 """
 
 import asyncio
+import base64
 import contextlib
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from deploy.local.supervisor import LocalMesh, Options, running
 from deploy.local.triton import Triton
 from deploy.local.valkey import Valkey
 
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 PHOTOS = Path(__file__).parents[1] / "visionmesh" / "photos"
 
 
@@ -167,6 +169,8 @@ def running_mesh(background: Background, options: Options) -> Iterator[LocalMesh
 @pytest.fixture(scope="session")
 def mesh(background: Background) -> Iterator[LocalMesh]:
     environ = {"MESH_HEARTBEAT_S": "0.5", "MESH_BODY_TIMEOUT_S": "3", "MESH_MAX_UPLOAD_BYTES": str(4 * 1024 * 1024)}
+    environ |= {"MESH_WEBHOOK_SECRET": WEBHOOK_SECRET, "MESH_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1"}
+    environ |= {"MESH_WEBHOOK_RETRY_S": "0.2", "MESH_WEBHOOK_TRIES": "3"}
     with running_mesh(background, Options(port=ports.free(), environ=environ)) as mesh:
         yield mesh
 

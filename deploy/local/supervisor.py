@@ -99,7 +99,7 @@ class LocalMesh:
         """
         await asyncio.gather(self._start_valkey(), self._start_triton())
         environ = self.service_environ()
-        services = {"gateway": "gateway"}
+        services = {"gateway": "gateway", "tasks": "gateway.tasks"}
         services |= _numbered("preprocess", "preprocess_worker", self._options.preprocess_workers)
         services |= _numbered("inference", "inference_worker", self._options.inference_workers)
         for name, module in services.items():

@@ -13,9 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import encoders, parameters, uploads
+from gateway.answers import Deliveries
 from gateway.body import Body
 from gateway.endpoint import (
     BATCH_ID,
+    CALLBACK_URL,
     FORMAT,
     IDEMPOTENCY_KEY,
     MODEL,
@@ -28,6 +30,7 @@ from gateway.endpoint import (
     Parameter,
 )
 from gateway.mesh import Mesh
+from gateway.routes.jobs import deliveries
 from shared import errors
 from shared.errors import IdempotencyMismatch, MeshError, StoreUnavailable
 from shared.messages import Batch, JobOptions
@@ -43,9 +46,10 @@ async def submit(request: Request) -> Response:
     mesh: Mesh = request.state.mesh
     async with uploads.open_batch_body(request, mesh) as body:
         query = request.query_params
-        parameters.check_names(query, parameters.submit_names("model", "format"))
+        parameters.check_names(query, parameters.submit_names("model", "format", "callback_url"))
         model = mesh.registry.get(query.get("model") or mesh.settings.default_model)
-        options = parameters.job_options(query, model)
+        callback_url = parameters.callback_url(query, mesh.settings)
+        options = msgspec.structs.replace(parameters.job_options(query, model), callback_url=callback_url)
         format_name = encoders.check_format(query.get("format"))
         wait_s = parameters.preferred_wait_s(request, mesh.settings.max_wait_s)
         key = uploads.hash_key(mesh, request.headers.get("idempotency-key"))
@@ -154,7 +158,7 @@ ROUTES = [
         "/v1/batches",
         submit,
         tag="Batches",
-        parameters=(MODEL, *OPTIONS, FORMAT, PREFER, IDEMPOTENCY_KEY),
+        parameters=(MODEL, *OPTIONS, FORMAT, CALLBACK_URL, PREFER, IDEMPOTENCY_KEY),
         takes="pictures",
         answers=(
             Answer(200, "The batch has finished within the time to wait.", Batch, headers=("location", "preference-applied")),
@@ -186,6 +190,16 @@ ROUTES = [
         answers=(_BATCH,),
         problems=_PROBLEMS,
         example=Example(path={"batch_id": "BATCH"}, query={"wait": "10"}),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/batches/{batch_id}/deliveries",
+        deliveries,
+        tag="Batches",
+        parameters=(BATCH_ID,),
+        answers=(Answer(200, "The tries so far.", Deliveries),),
+        problems=(errors.UnknownJob,),
+        example=Example(path={"batch_id": "BATCH"}),
     ),
     Endpoint(
         "DELETE",

@@ -2,11 +2,14 @@
 
 import contextlib
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import encoders, parameters, uploads
+from gateway.answers import Deliveries
 from gateway.endpoint import (
+    CALLBACK_URL,
     FORMAT,
     IDEMPOTENCY_KEY,
     JOB_ID,
@@ -31,9 +34,10 @@ async def submit(request: Request) -> Response:
     mesh: Mesh = request.state.mesh
     async with uploads.open_body(request, mesh) as body:
         query = request.query_params
-        parameters.check_names(query, parameters.submit_names("model", "format"))
+        parameters.check_names(query, parameters.submit_names("model", "format", "callback_url"))
         model = mesh.registry.get(query.get("model") or mesh.settings.default_model)
-        options = parameters.job_options(query, model)
+        callback_url = parameters.callback_url(query, mesh.settings)
+        options = msgspec.structs.replace(parameters.job_options(query, model), callback_url=callback_url)
         format_name = encoders.check_format(query.get("format"))
         wait_s = parameters.preferred_wait_s(request, mesh.settings.max_wait_s)
         upload = await uploads.receive(request, body, mesh)
@@ -103,6 +107,14 @@ async def cancel(request: Request) -> Response:
     return encoders.answer_job(request, await mesh.store.jobs.cancel(request.path_params["job_id"]), format_name)
 
 
+async def deliveries(request: Request) -> Response:
+    """`GET /v1/jobs/ID/deliveries`: how the job's callback was told so far, oldest try first."""
+    mesh: Mesh = request.state.mesh
+    parameters.check_names(request.query_params, [])
+    subject_id = request.path_params.get("job_id") or request.path_params["batch_id"]
+    return encoders.answer(request, Deliveries(await mesh.store.webhooks.deliveries(subject_id)))
+
+
 async def cancel_quietly(mesh: Mesh, job_id: str) -> None:
     """Cancel a job that nobody waits for any more."""
     with contextlib.suppress(MeshError):
@@ -119,7 +131,7 @@ ROUTES = [
         "/v1/jobs",
         submit,
         tag="Jobs",
-        parameters=(MODEL, *OPTIONS, FORMAT, PREFER, IDEMPOTENCY_KEY),
+        parameters=(MODEL, *OPTIONS, FORMAT, CALLBACK_URL, PREFER, IDEMPOTENCY_KEY),
         takes="picture",
         answers=(
             Answer(
@@ -147,6 +159,16 @@ ROUTES = [
         answers=(_JOB,),
         problems=_PROBLEMS,
         example=Example(path={"job_id": "JOB"}, query={"wait": "10", "format": "coco"}),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/jobs/{job_id}/deliveries",
+        deliveries,
+        tag="Jobs",
+        parameters=(JOB_ID,),
+        answers=(Answer(200, "The tries so far.", Deliveries),),
+        problems=(errors.UnknownJob,),
+        example=_EXAMPLE,
     ),
     Endpoint(
         "DELETE",

@@ -10,6 +10,7 @@
     {mesh:P}:key:HASH               string  accept, batch_*       idempotency key -> ID and request hash; result TTL
     {mesh:P}:batch:ID               hash    batch_*, end          as the jobs of the batch, whose IDs it holds
     {mesh:P}:outbox                 stream  end, batch_seal       what callbacks are to be told; three days from the last entry
+    {mesh:P}:deliveries:ID          list    webhooks              how the callback was told so far; a day from the last try
     {mesh:P}:queue:preprocess       stream  accept, release       entries carry only `id`; acked and deleted when done
     {mesh:P}:queue:inference:MODEL  stream  decoded, release      the same
     mesh:stream:results             stream  end                   every finished job, capped (MESH_RESULTS_STREAM_LENGTH)
@@ -89,6 +90,11 @@ def batch(partition: int, batch_id: str) -> str:
 def outbox(partition: int) -> str:
     """The stream of ends that somebody's callback is to be told."""
     return f"{_tag(partition)}:outbox"
+
+
+def deliveries(partition: int, subject_id: str) -> str:
+    """The log of the tries to tell the callback of a job or batch."""
+    return f"{_tag(partition)}:deliveries:{subject_id}"
 
 
 def queue(partition: int, stage: str) -> str:

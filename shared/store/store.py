@@ -26,6 +26,7 @@ from shared.store.rates import Rates
 from shared.store.streams import Consumer
 from shared.store.tensors import Tensors
 from shared.store.uploads import Uploads
+from shared.store.webhooks import Webhooks
 
 RETRY_S = 0.5
 CLOCK_REFRESH_S = 30.0
@@ -50,6 +51,7 @@ class Store:
         self.uploads = Uploads(self._connection, self._ids, self._budget, self.admission, staging_s=settings.body_timeout_s)
         self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.tensors, self.admission)
         self.batches = Batches(self._connection, settings, self.clock, self.jobs)
+        self.webhooks = Webhooks(self._connection, settings, self.jobs)
         self.dead_letters = DeadLetters(self._connection, settings.partitions, self.jobs)
         self.events = Events(self._connection, self.jobs.read)
         self.heartbeats = Heartbeats(self._connection, self.clock, alive_s=settings.heartbeat_s * 3)

@@ -92,7 +92,7 @@ def test_events_can_be_json(background: Background, mesh: LocalMesh) -> None:
         environ={"MESH_EVENT_ENCODING": "json"},
     )
     with running_mesh(background, options) as other, httpx.Client(base_url=other.url, timeout=30) as http:
-        assert set(other.processes) == {"gateway", "preprocess", "inference"}
+        assert set(other.processes) == {"gateway", "tasks", "preprocess", "inference"}
         with subscribed(other.redis_url, "mesh:results") as pubsub:
             job_id = submit(http)
             payload = next_payload(pubsub)

@@ -67,7 +67,7 @@ def test_kill_9_leaves_no_process(mesh: tuple[subprocess.Popen[str], str]) -> No
 @pytest.mark.parametrize("module", ["gateway", "preprocess_worker", "inference_worker", "valkey-server", "tritonserver"])
 def test_what_dies_is_restarted(mesh: tuple[subprocess.Popen[str], str], module: str) -> None:
     process, url = mesh
-    (victim,) = [child for child in psutil.Process(process.pid).children() if module in " ".join(child.cmdline())]
+    (victim,) = [child for child in psutil.Process(process.pid).children() if _runs(child, module)]
     victim.kill()
     assert any("restarted as process" in line for line in process.stderr or ())
     with httpx.Client(base_url=url, timeout=30, transport=httpx.HTTPTransport(retries=8)) as http:
@@ -121,3 +121,8 @@ def test_a_service_refuses_a_wrong_setting(tmp_path: Path, module: str) -> None:
     assert result.returncode == 2
     assert "MESH_LEASE_S" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def _runs(process: psutil.Process, program: str) -> bool:
+    """Whether a process runs this program or module, by its very name: `gateway` is not `gateway.tasks`."""
+    return any(Path(word).name == program for word in process.cmdline())

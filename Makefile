@@ -7,9 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCAL := $(VENV)/.installed-local
 DEV := $(VENV)/.installed-dev
+TRACKS := .venv-tracks/.installed
 CODE := gateway preprocess_worker inference_worker shared visionmesh deploy tests $(wildcard benchmarks)
 
-.PHONY: help demo up test test-slow lint format lock clean bench chaos
+.PHONY: help demo up test test-slow test-tracks lint format lock clean bench chaos
 .DEFAULT_GOAL := help
 
 help: ## List these verbs
@@ -22,10 +23,13 @@ up: $(LOCAL) ## Run the mesh here until Ctrl-C
 	@$(BIN)/visionmesh up
 
 test: $(DEV) ## Run all tests, on a real Valkey and a real Triton
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow and not tracks"
 
 test-slow: $(DEV) ## Run the tests that install packages or take minutes
 	@$(BIN)/python -m pytest -q -m slow
+
+test-tracks: $(TRACKS) ## Run the tests of tracks A and D, with PyTorch and DALI in .venv-tracks
+	@.venv-tracks/bin/python -m pytest -q -m tracks
 
 lint: $(DEV) ## Check style, types and the direction of imports
 	@$(BIN)/ruff check $(CODE)
@@ -51,13 +55,22 @@ lock: $(DEV) ## Write constraints.txt anew from pyproject.toml
 	@rm constraints.tmp
 
 clean: ## Remove what was installed and written
-	rm -rf $(VENV) demo bench-results build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-tracks demo bench-results build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
 
 $(LOCAL): pyproject.toml constraints.txt | $(BIN)/python
 	@deploy/install.sh local && touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@deploy/install.sh dev && touch $@ $(LOCAL)
+
+# A folder of its own: the mesh and its other tests must do without these extras. pip, for uv sees none of the wheels that pip
+# may be configured to find beside the index.
+$(TRACKS): pyproject.toml constraints.txt constraints-tracks.txt
+	@[ -x .venv-tracks/bin/python ] || deploy/find-python.sh .venv-tracks
+	@deploy/install.sh dev .venv-tracks
+	@echo "Installing PyTorch and DALI into .venv-tracks (once; half a gigabyte) ..."
+	@.venv-tracks/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--constraint constraints-tracks.txt --editable ".[torch,dali]" && touch $@
 
 $(BIN)/python:
 	@deploy/find-python.sh $(VENV)

@@ -58,6 +58,10 @@ class Batching:
         self._slots = slots
         self._most = 1
 
+    async def is_ready(self) -> bool:
+        """Whether a batch of this model would be run now."""
+        return await self._runtime.is_ready(self.model)
+
     async def run(self, stop: asyncio.Event, drain_s: float) -> None:
         """Work until `stop` is set, then end the batches in flight within `drain_s`."""
         in_flight: set[asyncio.Task[None]] = set()

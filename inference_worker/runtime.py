@@ -1,4 +1,4 @@
-"""Where a model runs: the seam between the batching loop and Triton."""
+"""Where a model runs: the seam between the batching loop and Triton, or PyTorch in this process."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol

@@ -13,6 +13,7 @@ from inference_worker.batching import Batching
 from inference_worker.gpu import Gpus
 from inference_worker.regions import Regions
 from inference_worker.runtime import Runtime
+from inference_worker.torch_runtime import TorchRuntime
 from inference_worker.triton import Triton
 from shared import models
 from shared.exposition import exposed
@@ -21,9 +22,6 @@ from shared.models import Registry
 from shared.settings import Settings
 from shared.store import Store, connect
 from shared.store.arena import Ownerless
-
-TRACKS = ("B", "C")
-"""Tracks whose models run in Triton on letterboxed tensors."""
 
 log = structlog.get_logger()
 
@@ -34,19 +32,20 @@ class Worker:
     def __init__(
         self, settings: Settings, registry: Registry, store: Store, runtime: Triton, regions: Regions | None = None
     ) -> None:
+        self._torch = TorchRuntime(settings.torch_device)
+        runtimes: dict[str, Runtime] = {"A": self._torch, "B": runtime, "C": runtime}
         self._regions = regions
         self._ownerless = Ownerless()
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._settings = settings
         self._store = store
-        self._runtime: Runtime = runtime
         self._triton = runtime
         self.gpus = Gpus()
         self._ready: list[str] = []
         self._loops = [
-            Batching(store, runtime, model, worker=self.name, slots=settings.inference_slots)
+            Batching(store, runtimes[model.track], model, worker=self.name, slots=settings.inference_slots)
             for model in registry.models.values()
-            if model.track in TRACKS
+            if model.track in runtimes
         ]
 
     def status(self) -> dict[str, Any]:
@@ -69,17 +68,17 @@ class Worker:
         }
 
     async def watch_models(self) -> None:
-        """Ask Triton which models are ready, as often as the heartbeat tells it. Runs for ever."""
+        """Ask the runtimes which models are ready, as often as the heartbeat tells it. Runs for ever."""
         while True:
             await self.check_models()
             await asyncio.sleep(self._settings.heartbeat_s if self._ready else 0.2)
 
     async def check_models(self) -> None:
-        """Ask Triton once which models are ready, and whether it shares memory with us."""
+        """Ask once which models are ready, and whether Triton shares memory with us."""
         self._ownerless.sweep()
         self._store.tensors.forget_removed()
         await self._triton.probe()
-        ready = await asyncio.gather(*(self._runtime.is_ready(loop.model) for loop in self._loops))
+        ready = await asyncio.gather(*(loop.is_ready() for loop in self._loops))
         names = [loop.model.name for loop, is_ready in zip(self._loops, ready, strict=True) if is_ready]
         if names != self._ready:
             log.info("models.ready", models=names)
@@ -87,7 +86,10 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then end the batches in flight."""
-        await asyncio.gather(*(loop.run(stop, self._settings.shutdown_s) for loop in self._loops))
+        try:
+            await asyncio.gather(*(loop.run(stop, self._settings.shutdown_s) for loop in self._loops))
+        finally:
+            await self._torch.close()
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:

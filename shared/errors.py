@@ -164,6 +164,10 @@ class InferenceFailed(JobError):
     is_ours = True
 
 
+class RuntimeMissing(InferenceFailed):
+    code, status, title = "runtime-missing", 501, "The model's runtime is not installed"
+
+
 class DeadlinePassed(JobError):
     code, status, title = "deadline-passed", 504, "The job was not done before its deadline"
     is_ours = True

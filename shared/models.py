@@ -16,6 +16,9 @@ from shared.errors import InvalidParameter, UnknownModel
 
 DEFAULT_FILE = Path(__file__).with_name("models.toml")
 
+TORCH_SUFFIXES = (".pt2", ".pt", ".torchscript")
+"""Files of track A: `torch.export`, and two usual names of TorchScript."""
+
 Side = Annotated[int, Meta(ge=32, le=8192)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -28,13 +31,15 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One servable model.
 
     `input_width` x `input_height` are pixels of the letterboxed input; `head` names how the output is read
-    (`inference_worker.heads`); the thresholds are defaults that a request may override.
+    (`inference_worker.heads`); the thresholds are defaults that a request may override. Track A names the file that PyTorch
+    runs, relative to the registry's own folder; the others name a model of Triton.
     """
 
     name: str = ""
     family: str = "yolo"
     track: Literal["A", "B", "C", "D"] = "B"
-    triton_model: str
+    triton_model: str = ""
+    torch_file: str = ""
     input_width: Side
     input_height: Side
     head: Literal["yolo", "end2end"] = "yolo"
@@ -116,8 +121,24 @@ def load(path: str | Path = "") -> Registry:
             if labels[0][1:] not in parsed.labels:
                 raise RegistryError(f"{file}: models.{name}.labels names {labels[0]!r}, which [labels] does not hold")
             labels = parsed.labels[labels[0][1:]]
-        models[name] = msgspec.structs.replace(model, name=name, labels=labels)
+        if wrong := _wrong_place(model):
+            raise RegistryError(f"{file}: models.{name} {wrong}")
+        torch_file = str(file.parent / model.torch_file) if model.torch_file else ""
+        models[name] = msgspec.structs.replace(model, name=name, labels=labels, torch_file=torch_file)
     for alias, name in parsed.aliases.items():
         if name not in models:
             raise RegistryError(f"{file}: aliases.{alias} names {name!r}, which is no model of the file")
     return Registry(models, parsed.aliases)
+
+
+def _wrong_place(model: Model) -> str:
+    """What is wrong about where a model runs, or nothing."""
+    if model.track != "A":
+        if model.torch_file:
+            return f"is of track {model.track}, which runs in Triton; only track A has a torch_file"
+        return "" if model.triton_model else "names no triton_model"
+    if model.triton_model:
+        return "is of track A, which runs in the worker's own PyTorch; it has a torch_file and no triton_model"
+    if Path(model.torch_file).suffix not in TORCH_SUFFIXES:
+        return f"must name a torch_file that ends in {', '.join(TORCH_SUFFIXES)}"
+    return "" if model.head == "yolo" else "is of track A, whose NMS is in the worker; its head must be yolo"

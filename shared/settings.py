@@ -83,6 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_waiting_tensors: Count = 256
     inference_slots: Count = 2
     triton_clients: Count = 32
+    torch_device: str = "auto"
 
     # the store
     tensor_store: Literal["auto", "redis", "shm"] = "auto"

@@ -1,10 +1,13 @@
-"""What the service says of itself: `/`, `/openapi.json`, `/docs`, and what each kind of problem means."""
+"""What the service says of itself: `/` with the page's files, `/openapi.json`, `/docs`, and what each problem means."""
 
+import os
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from gateway import encoders, openapi, parameters
 from gateway.answers import Description, ProblemKind, ProblemKinds
@@ -14,14 +17,39 @@ from shared import errors
 from shared.errors import BY_CODE, JobError, MeshError
 
 _STATIC = Path(__file__).parents[1] / "static"
-PAGE = _STATIC / "index.html"
 DOCS = _STATIC / "docs.html"
+
+PAGE_HEADERS = {
+    "vary": "accept",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+}
+"""The page runs its own files only: no inline script, no other host."""
+
+
+class Files(StaticFiles):
+    """The page's files, checked by their ETag at every load: a mesh that was updated is never shown by an old page."""
+
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        """The file, or 304 if the browser has it."""
+        answer = super().file_response(full_path, stat_result, scope, status_code)
+        answer.headers["cache-control"] = "no-cache"
+        return answer
+
+
+_files = Files(directory=_STATIC)
 
 
 async def describe(request: Request) -> Response:
     """`GET /`: the web page for a browser, else what this service is and where to go on."""
-    if "text/html" in request.headers.get("accept", "") and PAGE.exists():
-        return FileResponse(PAGE, headers={"vary": "accept", "cache-control": "no-cache"})
+    if "text/html" in request.headers.get("accept", ""):
+        page = await _files.get_response("index.html", request.scope)
+        page.headers.update(PAGE_HEADERS)
+        return page
     mesh: Mesh = request.state.mesh
     paths = sorted({route.path for route in _router(request).routes if isinstance(route, Route)})
     description = Description(
@@ -74,7 +102,8 @@ def _router(request: Request) -> Router:
 
 _CODE = Parameter("code", str, "The problem's code, the last part of its `type`.", "path", "too-large")
 
-ROUTES = [
+ROUTES: list[BaseRoute] = [
+    Mount("/static", _files),
     Endpoint(
         "GET",
         "/",

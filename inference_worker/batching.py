@@ -15,10 +15,12 @@ from typing import TypeVar
 import structlog
 
 from inference_worker.detections import detections, thresholds
+from inference_worker.encoded import Encoded
 from inference_worker.heads import HEADS
 from inference_worker.runtime import Runtime
 from shared import metrics
 from shared.errors import (
+    CorruptImage,
     DeadlinePassed,
     InferenceFailed,
     InferenceUnavailable,
@@ -27,7 +29,7 @@ from shared.errors import (
     StoreUnavailable,
     UploadLost,
 )
-from shared.messages import Outcome, Ticket
+from shared.messages import Affine, Outcome, Ticket
 from shared.models import Model
 from shared.store import Store
 from shared.store.tensors import Tensor
@@ -92,12 +94,12 @@ class Batching:
 
     async def _batch(self, tickets: list[Ticket]) -> None:
         try:
-            tensors = await self._stored(lambda: self._store.tensors.get_many(tickets), tickets)
+            tensors = await self._stored(lambda: self._pictures(tickets), tickets)
             good: list[tuple[Ticket, Tensor]] = []
             for ticket, tensor in zip(tickets, tensors, strict=True):
                 if tensor is None:
                     await self._again(ticket)
-                elif len(tensor) != self.model.tensor_bytes:
+                elif not ticket.affine and len(tensor) != self.model.tensor_bytes:
                     await self._fail(ticket, Internal(f"the tensor has {len(tensor)} bytes, not {self.model.tensor_bytes}"))
                 else:
                     good.append((ticket, tensor))
@@ -109,6 +111,12 @@ class Batching:
             log.exception("batch.failed", jobs=[ticket.id for ticket in tickets])
             for ticket in tickets:
                 await self._fail(ticket, Internal("the inference worker failed"))
+
+    async def _pictures(self, tickets: list[Ticket]) -> list[Tensor | None]:
+        """What the model is run on: tensors, or on track D uploads with their affines; `None` where one is gone."""
+        uploads = iter(await self._store.uploads.get_many([ticket for ticket in tickets if ticket.affine]))
+        tensors = iter(await self._store.tensors.get_many([ticket for ticket in tickets if not ticket.affine]))
+        return [_encoded(next(uploads), ticket.affine) if ticket.affine else next(tensors) for ticket in tickets]
 
     async def _again(self, ticket: Ticket) -> None:
         """Have a picture decoded again whose tensor is out of reach."""
@@ -130,7 +138,7 @@ class Batching:
                 log.warning("inference.retry", model=self.model.name, error=error.detail, retry_s=round(pause_s, 2))
                 await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - jitter needs no secrecy
                 pause_s = min(pause_s * 2, RETRY_MOST_S)
-            except InferenceFailed as error:
+            except (InferenceFailed, CorruptImage) as error:
                 if alone_after_failure:
                     # One of them may be what the model refuses: each gets one try of its own.
                     log.warning("inference.singly", model=self.model.name, jobs=len(batch), error=error.detail)
@@ -208,3 +216,7 @@ class Batching:
                 log.warning("store.retry", error=error.detail, retry_s=round(pause_s, 2))
                 await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - jitter needs no secrecy
                 pause_s = min(pause_s * 2, RETRY_MOST_S)
+
+
+def _encoded(picture: bytes | None, affine: Affine) -> Encoded | None:
+    return None if picture is None else Encoded.of(picture, affine)

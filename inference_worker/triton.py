@@ -11,7 +11,7 @@ only offsets travel. A Triton that was restarted knows no region; it is told aga
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,19 +19,25 @@ import msgspec
 import numpy as np
 import structlog
 from tritonclient.grpc.aio import InferenceServerClient, InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from inference_worker.regions import Place, Regions, Staged, aligned
 from inference_worker.runtime import Array, Image, Outputs, stack
 from shared import metrics
-from shared.errors import InferenceFailed, InferenceUnavailable
+from shared.errors import CorruptImage, InferenceFailed, InferenceUnavailable
 from shared.models import Model
 from shared.store.arena import FOLDER, PREFIX
+
+ENCODED_INPUTS = frozenset({"encoded", "length", "affine"})
+"""What a model of track D takes (`inference_worker.encoded`)."""
 
 METADATA_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 1.0
 
 TLS = "grpcs://"
+
+DECODER = "decoders.image"
+"""DALI names the operator that failed; with this one it is the picture's fault."""
 
 _NOT_NOW = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "NOT_FOUND", "RESOURCE_EXHAUSTED", "ABORTED")
 """gRPC codes that another try may mend. NOT_FOUND: the model is not loaded at the moment."""
@@ -109,6 +115,35 @@ class Triton:
                 raise _typed(error, model) from None
             outputs = result.get_response().outputs
             return {output.name: _output(result.as_numpy(output.name), output.name, len(images)) for output in outputs}
+
+    async def infer_arrays(self, model: Model, inputs: Mapping[str, Array], count: int, timeout_s: float) -> Outputs:
+        """Run a batch of `count` pictures on a model with several inputs, given by name.
+
+        Raises:
+            InferenceUnavailable, InferenceFailed: as `infer`.
+            CorruptImage: a single picture cannot be decoded by Triton.
+        """
+        asked: list[InferInput] = []
+        for name, array in inputs.items():
+            one = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+            one.set_data_from_numpy(array)
+            asked.append(one)
+        async with self._client(model) as client:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    result = await client.api.infer(model.triton_model, asked, client_timeout=timeout_s)
+            except TimeoutError:
+                metrics.TRITON_ERRORS.labels(model.name, InferenceUnavailable.code).inc()
+                raise InferenceUnavailable(f"Triton did not answer within {timeout_s:.1f} s") from None
+            except InferenceServerException as error:
+                client.signature = None
+                if count == 1 and DECODER in str(error.message()):
+                    raise CorruptImage("the picture cannot be decoded") from None
+                raise _typed(error, model) from None
+            if result is None:
+                raise InferenceUnavailable(f"Triton gave no answer for {model.triton_model!r}")
+            outputs = result.get_response().outputs
+            return {output.name: _output(result.as_numpy(output.name), output.name, count) for output in outputs}
 
     def _shared_request(self, model: Model, signature: Signature, images: Sequence[Image]) -> "_Shared | None":
         """A request by shared memory, or `None` if this one must go by bytes."""
@@ -290,6 +325,10 @@ def signature(model: Model, metadata: dict[str, Any], config: dict[str, Any]) ->
         InferenceFailed: it is no model that takes pictures of the registry's size.
     """
     inputs = metadata.get("inputs", [])
+    if model.track == "D":
+        if sorted(given["name"] for given in inputs) != sorted(ENCODED_INPUTS):
+            raise InferenceFailed(f"{model.triton_model!r} in Triton does not take {', '.join(sorted(ENCODED_INPUTS))}")
+        return Signature("encoded", "UINT8", channels_first=False, max_batch=int(config.get("max_batch_size", 0)) or 1)
     if len(inputs) != 1 or len(inputs[0].get("shape", [])) != 4:
         raise InferenceFailed(f"{model.triton_model!r} in Triton has not one input [batch, height, width, 3]")
     name, datatype = inputs[0]["name"], inputs[0]["datatype"]

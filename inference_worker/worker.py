@@ -10,6 +10,7 @@ import structlog
 from prometheus_client import REGISTRY
 
 from inference_worker.batching import Batching
+from inference_worker.encoded import EncodedTriton
 from inference_worker.gpu import Gpus
 from inference_worker.regions import Regions
 from inference_worker.runtime import Runtime
@@ -33,7 +34,7 @@ class Worker:
         self, settings: Settings, registry: Registry, store: Store, runtime: Triton, regions: Regions | None = None
     ) -> None:
         self._torch = TorchRuntime(settings.torch_device)
-        runtimes: dict[str, Runtime] = {"A": self._torch, "B": runtime, "C": runtime}
+        runtimes: dict[str, Runtime] = {"A": self._torch, "B": runtime, "C": runtime, "D": EncodedTriton(runtime)}
         self._regions = regions
         self._ownerless = Ownerless()
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
@@ -45,7 +46,6 @@ class Worker:
         self._loops = [
             Batching(store, runtimes[model.track], model, worker=self.name, slots=settings.inference_slots)
             for model in registry.models.values()
-            if model.track in runtimes
         ]
 
     def status(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from preprocess_worker import wire
 from preprocess_worker.areas import Place, TensorAreas, memfd
 from preprocess_worker.formats import Limits
 from shared.errors import BY_CODE, DecoderCrashed, DecodeTimeout, JobError
-from shared.messages import ImageInfo, Placement
+from shared.messages import Affine, ImageInfo, Placement
 
 START_S = 30.0
 
@@ -32,6 +32,8 @@ class Decoded(msgspec.Struct, frozen=True):
     tensor: bytes | memoryview
     decode_ms: float
     place: Place | None = None
+    affine: Affine | None = None
+    """Set where the picture was only looked at: there is no tensor then, and track D decodes it with this."""
 
 
 class Decoder:
@@ -87,9 +89,19 @@ class Decoder:
         return self._usable and self._process.returncode is None
 
     async def decode(
-        self, data: bytes, input_width: int, input_height: int, timeout_s: float, place: Place, tensor: memoryview
+        self,
+        data: bytes,
+        input_width: int,
+        input_height: int,
+        timeout_s: float,
+        place: Place,
+        tensor: memoryview,
+        *,
+        header_only: bool = False,
     ) -> Decoded:
         """Decode one picture to a place, which `tensor` shows. As long as the child lives it may write there.
+
+        With `header_only` pictures that track D can decode are only looked at.
 
         Raises:
             JobError: what the child says of the picture, as `decoding.decode_into`.
@@ -100,7 +112,7 @@ class Decoder:
         loop = asyncio.get_running_loop()
         self._usable = False
         try:
-            request = wire.Request(len(data), input_width, input_height, place.area, place.offset)
+            request = wire.Request(len(data), input_width, input_height, place.area, place.offset, header_only)
             await loop.sock_sendall(self._control, wire.pack(request))
         except OSError:
             raise DecoderGone("the decoder died while it had nothing to do") from None
@@ -115,7 +127,7 @@ class Decoder:
         self.decoded_images += 1
         if reply.image is None or reply.placement is None:
             raise BY_CODE.get(reply.code, JobError)(reply.detail)
-        return Decoded(reply.image, reply.placement, tensor, reply.decode_ms, place)
+        return Decoded(reply.image, reply.placement, tensor, reply.decode_ms, place, reply.affine)
 
     async def end(self) -> None:
         """Kill the child, which has nothing to lose, and wait until it is gone."""

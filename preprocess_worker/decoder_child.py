@@ -45,10 +45,13 @@ def _answer(request: wire.Request, limits: decoding.Limits, pictures: wire.Area,
     end = request.offset + width * height * 3
     limit_cpu(CPU_S)
     started = time.perf_counter()
+    picture = pictures.view(request.picture_bytes)
     try:
-        image, placement = decoding.decode_into(
-            pictures.view(request.picture_bytes), width, height, limits, tensors[request.area].view(end)[request.offset :]
-        )
+        if request.header_only and (seen := decoding.look_at(picture, width, height, limits)):
+            image, placement, affine = seen
+            return wire.Reply(image=image, placement=placement, affine=affine)
+        tensor = tensors[request.area].view(end)[request.offset :]
+        image, placement = decoding.decode_into(picture, width, height, limits, tensor)
     except MeshError as error:
         return wire.Reply(code=error.code, detail=error.detail)
     return wire.Reply(decode_ms=(time.perf_counter() - started) * 1000, image=image, placement=placement)

@@ -22,10 +22,10 @@ import pyvips
 from preprocess_worker.formats import Limits, recognise
 from preprocess_worker.jpeg import JpegDecoder, blank_border
 from shared.errors import CorruptImage, SideTooLong, TooManyPixels, UnsupportedFormat
-from shared.letterbox import GREY, Letterbox, fit
-from shared.messages import ImageInfo, Placement
+from shared.letterbox import GREY, Letterbox, fit, to_stored
+from shared.messages import Affine, ImageInfo, Placement
 
-__all__ = ["Limits", "decode_into", "prepare", "recognise"]
+__all__ = ["Limits", "decode_into", "look_at", "prepare", "recognise"]
 
 LOADERS: Mapping[str, tuple[str, str]] = {
     "jpeg": ("jpegload_source", "VipsForeignLoadJpeg"),
@@ -40,6 +40,10 @@ LOADERS: Mapping[str, tuple[str, str]] = {
 
 PAGED = frozenset({"gif", "webp", "tiff", "heif", "avif"})
 """Formats that may hold several frames; only the first is loaded."""
+
+PLAIN = frozenset({"jpeg", "png"})
+PLAIN_COLOURS = frozenset({"srgb", "rgb"})
+"""What track D's DALI decodes to the same pixels as we do: 8 bit, three bands, no alpha, no profile but sRGB."""
 
 OVERSAMPLING = 2
 """A decoder may shrink while it decodes as long as each side stays this many times the side that is wanted. With less, the
@@ -80,11 +84,7 @@ def decode_into(
         TooManyPixels, SideTooLong: the header names a size past the limits; no pixel was decoded.
         CorruptImage: the header or the pixels cannot be decoded.
     """
-    name = recognise(data)
-    if name is None:
-        raise UnsupportedFormat("the bytes are of no picture format that is known here")
-    if name not in limits.formats:
-        raise UnsupportedFormat(f"{name} is not taken here; taken are {', '.join(sorted(limits.formats))}")
+    name = _format(data, limits)
     try:
         header = _load(data, name, "error")
         _check(header, limits)
@@ -94,6 +94,40 @@ def decode_into(
     except pyvips.Error as error:
         raise CorruptImage(f"the {name} picture cannot be decoded: {_reason(error)}") from None
     return ImageInfo(*_upright(header), name), box.placement
+
+
+def look_at(
+    data: bytes | memoryview, input_width: int, input_height: int, limits: Limits
+) -> tuple[ImageInfo, Placement, Affine] | None:
+    """The same from the header alone, with the affine by which track D letterboxes what it decodes; no pixel is decoded.
+
+    `None` for a picture that DALI would refuse or show in other colours than we do: it wants `decode_into`.
+
+    Raises:
+        UnsupportedFormat, TooManyPixels, SideTooLong, CorruptImage: as `decode_into`.
+    """
+    name = _format(data, limits)
+    try:
+        header = _load(data, name, "error")
+    except pyvips.Error as error:
+        raise CorruptImage(f"the {name} picture cannot be decoded: {_reason(error)}") from None
+    _check(header, limits)
+    if name not in PLAIN or header.format != "uchar" or header.bands != 3 or header.interpretation not in PLAIN_COLOURS:
+        return None
+    if _foreign_profile(header) or header.get_typeof("palette"):
+        return None
+    box = fit(*_upright(header), input_width, input_height)
+    affine = to_stored(box, header.width, header.height, _orientation(header))
+    return ImageInfo(*_upright(header), name), box.placement, affine
+
+
+def _format(data: bytes | memoryview, limits: Limits) -> str:
+    name = recognise(data)
+    if name is None:
+        raise UnsupportedFormat("the bytes are of no picture format that is known here")
+    if name not in limits.formats:
+        raise UnsupportedFormat(f"{name} is not taken here; taken are {', '.join(sorted(limits.formats))}")
+    return name
 
 
 def _load(data: bytes | memoryview, name: str, fail_on: str, **options: Any) -> Any:

@@ -73,8 +73,10 @@ class DecoderPool:
         """Process IDs of the living children."""
         return [decoder.pid for decoder in self._lifetimes]
 
-    async def decode(self, data: bytes, input_width: int, input_height: int) -> Decoded:
+    async def decode(self, data: bytes, input_width: int, input_height: int, *, header_only: bool = False) -> Decoded:
         """Decode one picture into a model's input of this size, waiting for a free decoder if need be.
+
+        With `header_only` pictures that track D can decode are only looked at.
 
         The caller gives the tensor's place back to `areas`, or hands it on.
 
@@ -90,7 +92,9 @@ class DecoderPool:
                 if decoder.usable:
                     place = self.areas.lease(input_width * input_height * 3)
                     tensor = self.areas.view(place)
-                    decoded = await decoder.decode(data, input_width, input_height, self._timeout_s, place, tensor)
+                    decoded = await decoder.decode(
+                        data, input_width, input_height, self._timeout_s, place, tensor, header_only=header_only
+                    )
                     return decoded
             except DecoderGone:
                 continue

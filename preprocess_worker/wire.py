@@ -14,7 +14,7 @@ import os
 import msgspec
 
 from preprocess_worker.formats import Limits
-from shared.messages import ImageInfo, Placement
+from shared.messages import Affine, ImageInfo, Placement
 
 PACKET_BYTES = 65_536
 
@@ -26,13 +26,17 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """Decode the first `picture_bytes` of the picture area into an input of this size at `offset` of a tensor area."""
+    """Decode the first `picture_bytes` of the picture area into an input of this size at `offset` of a tensor area.
+
+    `header_only`: track D will decode it; reading its header is enough, unless it is one that D would show otherwise.
+    """
 
     picture_bytes: int
     input_width: int
     input_height: int
     area: int = 0
     offset: int = 0
+    header_only: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -41,6 +45,7 @@ class Reply(msgspec.Struct, frozen=True):
     decode_ms: float = 0.0
     image: ImageInfo | None = None
     placement: Placement | None = None
+    affine: Affine | None = None
     code: str = ""
     detail: str = ""
 

@@ -151,7 +151,7 @@ class Worker:
         try:
             model = self._registry.get(ticket.model)
             data = await self._surely(ticket, lambda: self._store.uploads.get(ticket))
-            decoded = await self._pool.decode(data, model.input_width, model.input_height)
+            decoded = await self._pool.decode(data, model.input_width, model.input_height, header_only=model.track == "D")
         except DecoderCrashed as error:
             await self._crashed(ticket, error)
         except MeshError as error:
@@ -168,7 +168,7 @@ class Worker:
 
     async def _hand_on(self, ticket: Ticket, decoded: Decoded, timings_ms: dict[str, float]) -> bool:
         place = decoded.place
-        slot = place.slot if place else None
+        slot = place.slot if place and not decoded.affine else None
         kept = False
         try:
             kept = await self._surely(
@@ -180,6 +180,7 @@ class Worker:
                     tensor=decoded.tensor,
                     timings_ms=timings_ms,
                     slot=str(slot or ""),
+                    affine=decoded.affine,
                 ),
             )
         except BaseException:

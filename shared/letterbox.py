@@ -7,7 +7,7 @@ No pixels are touched here; `preprocess_worker.decoding` does that.
 
 import msgspec
 
-from shared.messages import Placement
+from shared.messages import Affine, Placement
 
 GREY = 114
 """The value of the border, as the models were trained with."""
@@ -49,3 +49,27 @@ def to_original(
         min(max((x2 - placement.pad_x) / placement.scale_x, 0.0), float(image_width)),
         min(max((y2 - placement.pad_y) / placement.scale_y, 0.0), float(image_height)),
     )
+
+
+_UPRIGHT_TO_STORED: dict[int, tuple[int, int, int, int, int, int]] = {
+    1: (1, 0, 0, 0, 1, 0),
+    2: (-1, 0, 1, 0, 1, 0),
+    3: (-1, 0, 1, 0, -1, 1),
+    4: (1, 0, 0, 0, -1, 1),
+    5: (0, 1, 0, 1, 0, 0),
+    6: (0, 1, 0, -1, 0, 1),
+    7: (0, -1, 1, -1, 0, 1),
+    8: (0, -1, 1, 1, 0, 0),
+}
+"""EXIF orientation (2.32, 4.6.4) -> x = a*u + b*v + c, y = d*u + e*v + f, from shares of the upright picture's sides (u, v) to
+shares of the stored one's."""
+
+
+def to_stored(box: Letterbox, stored_width: int, stored_height: int, orientation: int) -> Affine:
+    """The affine that leads from a pixel of the input to one of the picture as it is stored, both with centres at halves."""
+    a, b, c, d, e, f = _UPRIGHT_TO_STORED[orientation]
+    u, v = 1 / box.width, 1 / box.height  # one pixel of the input, as a share of the picture
+    return (
+        a * u * stored_width, b * v * stored_width, (c - a * box.left * u - b * box.top * v) * stored_width,
+        d * u * stored_height, e * v * stored_height, (f - d * box.left * u - e * box.top * v) * stored_height,
+    )  # fmt: skip

@@ -125,9 +125,14 @@ class Placement(msgspec.Struct, frozen=True, array_like=True):
     pad_y: float
 
 
+Affine = tuple[float, float, float, float, float, float]
+"""Two rows of three: x = a*X + b*Y + c, y = d*X + e*Y + f."""
+
+
 class Ticket(msgspec.Struct, kw_only=True):
     """A claimed job, with the fence that a worker must show to change it. `*_ms` are Redis' epoch milliseconds;
-    `queued_ms` is when it entered its present queue; `slot` is where in shared memory its tensor lies, if it does."""
+    `queued_ms` is when it entered its present queue; `slot` is where in shared memory its tensor lies, if it does;
+    `affine` says that the picture was not decoded and is to be read with it (`shared.letterbox.to_stored`)."""
 
     id: str
     partition: int
@@ -147,6 +152,7 @@ class Ticket(msgspec.Struct, kw_only=True):
     placement: Placement | None = None
     tensor: str | None = None
     slot: str = ""
+    affine: Affine | None = None
     reply_to: str = ""
     traceparent: str = ""
     tenant: str = ""

@@ -66,13 +66,17 @@ def _instances(target: Target) -> str:
 
 
 def _batching(target: Target, max_batch: int) -> str:
-    delay = 0 if target == "cpu" else QUEUE_DELAY_US
     preferred = [size for size in (4, 8, 16, 32) if size <= max_batch] if target == "tensorrt" else []
+    return batching(0 if target == "cpu" else QUEUE_DELAY_US, preferred)
+
+
+def batching(delay_us: int, preferred: Sequence[int]) -> str:
+    """Dynamic batching with this delay and these preferred sizes, and a queue that neither grows nor waits for ever."""
     lines = ["# A request that waited too long is refused rather than done for nobody; the worker asks again."]
     lines.append("dynamic_batching {")
     if preferred:
-        lines.append(f"  preferred_batch_size: {preferred}")
-    lines.append(f"  max_queue_delay_microseconds: {delay}")
+        lines.append(f"  preferred_batch_size: {list(preferred)}")
+    lines.append(f"  max_queue_delay_microseconds: {delay_us}")
     lines.append("  default_queue_policy {")
     lines.append(f"    timeout_action: REJECT default_timeout_microseconds: {QUEUE_TIMEOUT_US} max_queue_size: 256")
     lines.append("  }\n}")

@@ -30,6 +30,7 @@ from shared.errors import (
 )
 from shared.messages import (
     TERMINAL,
+    Affine,
     ImageInfo,
     Job,
     JobOptions,
@@ -70,6 +71,7 @@ _pack = msgspec.msgpack.Encoder().encode
 _options = msgspec.msgpack.Decoder(JobOptions).decode
 _image = msgspec.msgpack.Decoder(ImageInfo).decode
 _placement = msgspec.msgpack.Decoder(Placement).decode
+_affine = msgspec.msgpack.Decoder(Affine).decode
 _timings = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
@@ -284,15 +286,17 @@ class Jobs:
         tensor: Tensor,
         timings_ms: dict[str, float],
         slot: str = "",
+        affine: Affine | None = None,
     ) -> bool:
         """Hand a decoded picture to inference. False: the job ended or another worker has it; the tensor is dropped.
 
-        Where a `slot` of shared memory is named, the tensor lies there, and is not stored.
+        Where a `slot` of shared memory is named, the tensor lies there, and is not stored. With an `affine` there is no tensor:
+        inference reads the upload itself.
         """
         name = keys.tensor(ticket.partition, ticket.id, ticket.fence)
         ttl_ms = max(int(ticket.deadline_ms - self._clock.now_ms()) + self._result_ttl_ms, 1000)
         *_, kept = await self._connection.run(
-            *([] if slot else [self._tensors.put(name, tensor, ttl_ms)]),
+            *([] if slot or affine else [self._tensors.put(name, tensor, ttl_ms)]),
             self._connection.call(
                 "decoded",
                 [
@@ -301,6 +305,7 @@ class Jobs:
                     keys.queue(ticket.partition, f"inference:{ticket.model}"), keys.live(ticket.partition),
                 ],
                 ticket.id, ticket.fence, ticket.entry_id, keys.GROUP, "1", "slot", slot,
+                "affine", _pack(affine) if affine else b"",
                 "image", _pack(image), "placement", _pack(placement),
                 "timings", _pack(ticket.timings_ms | timings_ms), "decoded_ms", int(self._clock.now_ms()),
             ),
@@ -496,6 +501,7 @@ class Jobs:
             placement=_placement(fields[b"placement"]) if b"placement" in fields else None,
             tensor=fields[b"tensor"].decode() if b"tensor" in fields else None,
             slot=fields.get(b"slot", b"").decode(),
+            affine=_affine(fields[b"affine"]) if fields.get(b"affine") else None,
             reply_to=fields[b"reply_to"].decode(),
             traceparent=fields[b"traceparent"].decode(),
             tenant=fields.get(b"tenant", b"").decode(),

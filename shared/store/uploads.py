@@ -1,5 +1,7 @@
 """Pictures as they were sent: staged in chunks before a job is accepted, fetched once by a preprocess worker."""
 
+from collections.abc import Sequence
+
 from shared.access import NOBODY, Tenant
 from shared.errors import TooManyRequests, UploadLost
 from shared.messages import Ticket
@@ -61,6 +63,11 @@ class Uploads:
                 job_id,
             )
         )  # fmt: skip
+
+    async def get_many(self, tickets: Sequence[Ticket]) -> list[bytes | None]:
+        """The pictures of these jobs in order, in one round trip; `None` where one is gone."""
+        wanted = (("GET", keys.upload(ticket.partition, ticket.id)) for ticket in tickets)
+        return await self._connection.run(*wanted) if tickets else []
 
     async def get(self, ticket: Ticket) -> bytes:
         """The picture of a claimed job.

@@ -40,8 +40,9 @@ class Pool:
         self.answer = answer
         self.calls = 0
 
-    async def decode(self, data: bytes, width: int, height: int) -> Decoded:
+    async def decode(self, data: bytes, width: int, height: int, *, header_only: bool = False) -> Decoded:
         assert data == PICTURE
+        assert not header_only  # that is for track D
         self.calls += 1
         await asyncio.sleep(0)
         self.answer()

@@ -35,7 +35,7 @@ local function bury()
 end
 
 redis.call('HSET', KEYS[1], 'status', ARGV[3], 'result', ARGV[4])
-redis.call('HDEL', KEYS[1], 'stage', 'tensor', 'slot', 'entry', 'placement', 'traceparent', 'reply_to')
+redis.call('HDEL', KEYS[1], 'stage', 'tensor', 'slot', 'affine', 'entry', 'placement', 'traceparent', 'reply_to')
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 if job[6] then
   redis.call('PEXPIRE', job[6], ARGV[6]) -- a key that outlived its job would lead nowhere

@@ -27,11 +27,13 @@ from arq.worker import Retry, Worker, func
 from gateway import webhooks
 from gateway.webhooks import Sender
 from shared import service
-from shared.errors import ExpiredJob, MeshError
+from shared.errors import ExpiredJob, MeshError, StoreUnavailable
+from shared.exposition import exposed
 from shared.heartbeat import beat_forever
 from shared.messages import Delivery, job_from_msgpack, timestamp
 from shared.settings import Settings
 from shared.store import Store, connect
+from shared.store.connection import typed_errors
 from shared.store.webhooks import Due
 
 QUEUE = "mesh:tasks"
@@ -61,7 +63,11 @@ class Tasks:
 
     def status(self) -> dict[str, Any]:
         """What the heartbeat tells."""
-        return {"jobs_done": self.jobs_done, "last_error": self.last_error}
+        return {
+            "jobs_done": self.jobs_done,
+            "last_error": self.last_error,
+            "metrics_port": self._settings.metrics_port,
+        }
 
     async def relay(self, queue: ArqRedis) -> None:
         """Hand what is due over to arq, for ever.
@@ -134,16 +140,27 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         tasks = Tasks(settings, store, sender)
         beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "tasks", tasks.name, tasks.status))
         try:
-            while not stop.is_set():
-                try:
-                    await _work(settings, tasks, stop)
-                except Exception as error:
-                    tasks.last_error = str(error)
-                    log.exception("tasks.restarted")
-                    await asyncio.sleep(RESTART_S)
+            async with exposed(settings, store.ready.is_set):
+                await _work_until(settings, tasks, stop)
         finally:
             beat.cancel()
             await asyncio.gather(beat, return_exceptions=True)
+
+
+async def _work_until(settings: Settings, tasks: Tasks, stop: asyncio.Event) -> None:
+    """Start arq again whenever it ends."""
+    while not stop.is_set():
+        try:
+            with typed_errors():
+                await _work(settings, tasks, stop)
+        except StoreUnavailable as error:
+            tasks.last_error = error.detail
+            log.warning("tasks.store_unavailable", error=error.detail)
+            await asyncio.sleep(RESTART_S)
+        except Exception as error:
+            tasks.last_error = str(error)
+            log.exception("tasks.restarted")
+            await asyncio.sleep(RESTART_S)
 
 
 async def _work(settings: Settings, tasks: Tasks, stop: asyncio.Event) -> None:

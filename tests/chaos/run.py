@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import re
 import tempfile
 import time
 from collections import Counter
@@ -25,7 +26,8 @@ from tests.chaos.proxy import Proxy
 LEASE_S = 2.0
 RESULT_TTL_S = 15
 RECOVERY_S = 30.0
-KEPT = {b"mesh:id-secret", b"mesh:stream:results", b"mesh:workers"}
+KEPT = {b"mesh:id-secret", b"mesh:stream:results", b"mesh:workers", b"mesh:tasks:health-check"}
+QUEUES = ("*:queue:*", "*:outbox")
 
 
 class Report(msgspec.Struct):
@@ -138,11 +140,11 @@ async def _keys_left(url: str) -> list[str]:
         deadline_s = time.monotonic() + RESULT_TTL_S + 20
         while time.monotonic() < deadline_s:
             keys = [key async for key in client.scan_iter("*", count=1000)]
-            left = sorted(key.decode() for key in keys if key not in KEPT and b":queue:" not in key)
+            left = sorted(key.decode() for key in keys if key not in KEPT and not re.search(b":queue:|:outbox$", key))
             if not left:
                 break
             await asyncio.sleep(1)
-        for key in [key async for key in client.scan_iter("*:queue:*")]:
+        for key in [key for queue in QUEUES async for key in client.scan_iter(queue)]:
             if await client.xlen(key) or (await client.xpending(key, "workers"))["pending"]:
                 left.append(f"{key.decode()} is not empty")
     finally:

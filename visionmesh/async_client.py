@@ -158,6 +158,10 @@ class AsyncClient:
         """The mesh's `/health`: its parts, workers, queues and models."""
         return await self._connector.run(flows.document("/health", self._connector.terms()))
 
+    async def models(self) -> list[dict[str, Any]]:
+        """The models of the mesh: name, track, whether it is ready, its defaults."""
+        return (await self._connector.run(flows.document("/v1/models", self._connector.terms())))["models"]
+
     async def model(self, name: str) -> dict[str, Any]:
         """One model of the mesh with its labels.
 

@@ -4,15 +4,16 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from deploy.export.detector import ExportError
 from deploy.local.errors import StartError
 from shared.access import AccessError
+from shared.errors import InvalidParameter, UnknownModel
 from shared.errors import MeshError as StoreError
-from shared.errors import UnknownModel
 from shared.models import RegistryError
 from shared.settings import SettingsError
-from visionmesh.commands import bench, demo, doctor, jobs, keys, status, submit, up
+from visionmesh.commands import bench, demo, detect, doctor, jobs, keys, status, submit, subscribe, up, watch
 from visionmesh.drawing import DrawingError
 from visionmesh.errors import MeshError
 
@@ -25,6 +26,9 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("submit")(submit.submit)
+app.command("detect")(detect.detect)
+app.command("subscribe")(subscribe.subscribe)
+app.command("watch")(watch.watch)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
@@ -36,12 +40,12 @@ def main() -> None:
     """Run a command; what went wrong is told in one line."""
     try:
         app()
-    except (StartError, SettingsError, RegistryError, UnknownModel, AccessError, ExportError) as error:
+    except (StartError, SettingsError, RegistryError, UnknownModel, InvalidParameter, AccessError, ExportError) as error:
         _fail(error, 2)
     except (MeshError, StoreError, DrawingError) as error:
         _fail(error, 1)
 
 
 def _fail(error: Exception, code: int) -> None:
-    Console(stderr=True).print(f"[red]visionmesh:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+    Console(stderr=True).print(f"[red]visionmesh:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
     sys.exit(code)

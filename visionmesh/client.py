@@ -160,6 +160,10 @@ class Client:
         """The mesh's `/health`: its parts, workers, queues and models."""
         return self._connector.run(flows.document("/health", self._connector.terms()))
 
+    def models(self) -> list[dict[str, Any]]:
+        """The models of the mesh: name, track, whether it is ready, its defaults."""
+        return (self._connector.run(flows.document("/v1/models", self._connector.terms())))["models"]
+
     def model(self, name: str) -> dict[str, Any]:
         """One model of the mesh with its labels.
 

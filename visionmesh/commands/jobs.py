@@ -1,6 +1,8 @@
-"""`visionmesh jobs`: what an operator does with jobs, straight on the store that MESH_REDIS_URL names."""
+"""`visionmesh jobs`: one job by its ID, over HTTP (`visionmesh.commands.job`); and what an operator does with jobs that failed
+by the mesh's fault, straight on the store that MESH_REDIS_URL names."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
@@ -9,15 +11,22 @@ from rich.console import Console
 
 from shared import models
 from shared.errors import MeshError
-from shared.messages import Job
+from shared.messages import Job, job_to_json
 from shared.settings import read
 from shared.store import Store, connect
+from visionmesh.commands import job
 
 T = TypeVar("T")
 
-app = typer.Typer(help="Jobs that failed by the mesh's fault (an operator's tool: it asks the store, not the gateway).")
-dead_app = typer.Typer(help="Dead letters: kept with their pictures, to be replayed.", invoke_without_command=True)
+app = typer.Typer(help="One job by its ID, and the dead letters.", no_args_is_help=True)
+dead_app = typer.Typer(
+    help="Jobs that failed by the mesh's fault, kept with their pictures, to be replayed (for operators: it asks the store).",
+    invoke_without_command=True,
+)
 app.add_typer(dead_app, name="dead")
+app.command("get")(job.get)
+app.command("watch")(job.watch)
+app.command("cancel")(job.cancel)
 
 
 def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
@@ -29,24 +38,25 @@ def _with_store(work: Callable[[Store], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-@app.callback()
-def _jobs() -> None:
-    """Jobs that failed by the mesh's fault."""
-
-
 @dead_app.callback()
-def dead(context: typer.Context) -> None:
+def dead(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each as a line of JSON.")] = False,
+) -> None:
     """List the dead letters, the latest first."""
     if context.invoked_subcommand:
         return
     letters = _with_store(lambda store: store.dead_letters.list())
+    if as_json:
+        sys.stdout.write("".join(job_to_json(letter).decode() + "\n" for letter in letters))
+        return
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if not letters:
         console.print("no dead letters")
         return
-    for job in letters:
-        why = f"{job.error.code}: {job.error.detail}" if job.error else ""
-        console.print(f"{job.id}  {job.finished_at}  {job.model}  {why}")
+    for letter in letters:
+        why = f"{letter.error.code}: {letter.error.detail}" if letter.error else ""
+        console.print(f"{letter.id}  {letter.finished_at}  {letter.model}  {why}")
 
 
 @dead_app.command()
@@ -62,15 +72,15 @@ def replay(
 
     async def work(store: Store) -> None:
         nonlocal refused
-        letters: list[str] = job_ids or [job.id for job in await store.dead_letters.list()]
+        letters: list[str] = job_ids or [letter.id for letter in await store.dead_letters.list()]
         for job_id in letters:
             try:
-                job: Job = await store.dead_letters.replay(job_id, registry)
+                replayed: Job = await store.dead_letters.replay(job_id, registry)
             except MeshError as error:
                 refused += 1
                 console.print(f"{job_id} [red]not replayed[/]: {error.detail}")
             else:
-                console.print(f"{job_id} is now {job.id}")
+                console.print(f"{job_id} is now {replayed.id}")
 
     _with_store(work)
     if refused:

@@ -12,15 +12,18 @@ from visionmesh.client import Client
 from visionmesh.drawing import draw
 
 URL = Annotated[str, typer.Option(envvar="VISIONMESH_URL", help="Where the mesh answers.")]
+MODEL = Annotated[str, typer.Option(help="A model of `/v1/models`; the mesh has a default.")]
+CONFIDENCE = Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of what is reported.")]
+CLASSES = Annotated[str, typer.Option(help="Only these classes, comma-separated names or numbers.")]
 DEFAULT_URL = "http://127.0.0.1:9600"
 
 
 def submit(
     pictures: Annotated[list[Path], typer.Argument(help="Pictures to send.")],
     url: URL = DEFAULT_URL,
-    model: Annotated[str, typer.Option(help="A model of `/v1/models`; the mesh has a default.")] = "",
-    confidence: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of what is reported.")] = None,
-    classes: Annotated[str, typer.Option(help="Only these classes, comma-separated names or numbers.")] = "",
+    model: MODEL = "",
+    confidence: CONFIDENCE = None,
+    classes: CLASSES = "",
     draw_to: Annotated[Path | None, typer.Option("--draw", help="Folder for copies with the boxes drawn.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each job as a line of JSON.")] = False,
 ) -> None:

@@ -10,7 +10,7 @@ DEV := $(VENV)/.installed-dev
 TRACKS := .venv-tracks/.installed
 CODE := gateway preprocess_worker inference_worker shared visionmesh deploy tests $(wildcard benchmarks)
 
-.PHONY: help demo up test test-slow test-tracks lint format lock clean bench chaos
+.PHONY: help demo up test test-slow test-tracks lint format lock clean bench chaos growth profile
 .DEFAULT_GOAL := help
 
 help: ## List these verbs
@@ -46,6 +46,12 @@ chaos: $(DEV) ## Kill, stop and cut everything under load, and count what is los
 
 bench: $(DEV) ## Measure the mesh beside its neighbours, and print where it wins and where not
 	@$(BIN)/python -m benchmarks.ladder
+
+growth: $(DEV) ## Measure what a picture costs as queues, results, clients, workers and files grow
+	@$(BIN)/python -m benchmarks.growth
+
+profile: $(DEV) ## Draw flame graphs of gateway and workers under load into docs/flames
+	@$(BIN)/python -m benchmarks.profile
 
 lock: $(DEV) ## Write constraints.txt anew from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --upgrade pyproject.toml --extra dev --universal --python-version 3.11 \

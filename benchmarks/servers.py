@@ -109,10 +109,15 @@ def registry(home: Path) -> str:
 
 
 @asynccontextmanager
-async def mesh(home: Path, triton_url: str, environ: dict[str, str] | None = None) -> AsyncGenerator[LocalMesh]:
+async def mesh(
+    home: Path, triton_url: str, environ: dict[str, str] | None = None, workers: int = 1
+) -> AsyncGenerator[LocalMesh]:
     """A mesh with a Valkey of its own on a Triton that is shared."""
     environ = {"MESH_MODELS": registry(home), "MESH_LOG_LEVEL": "warning"} | (environ or {})
-    async with running(Options(port=ports.free(), triton_url=triton_url, environ=environ)) as local:
+    options = Options(
+        port=ports.free(), triton_url=triton_url, environ=environ, preprocess_workers=workers, inference_workers=workers
+    )
+    async with running(options) as local:
         yield local
 
 

@@ -1,4 +1,4 @@
-"""The preprocess worker: takes jobs as decoders are free, and hands their tensors on to inference.
+"""The preprocess worker: takes jobs a little ahead of its decoders, and hands their tensors on to inference.
 
     queue ─take─▶ ticket ─▶ upload ─▶ decoder ─▶ tensor ─decoded─▶ queue of the model
                                          └─ what is wrong with the picture ─fail─▶ end
@@ -38,6 +38,9 @@ T = TypeVar("T")
 TAKE_BLOCK_S = 1.0
 """How long a take waits for a job; a stop is noticed at the latest after this."""
 
+AHEAD = 1
+"""Jobs for each decoder that are taken before it is free, so that it decodes while Redis answers."""
+
 SLOTS_PER_DECODER = 16
 """Slots of the arena: decoders may be so many pictures ahead of inference before tensors go to Redis."""
 
@@ -69,7 +72,8 @@ class Worker:
         self._pool = pool
         self._consumer = consumer
         self._jobs: set[asyncio.Task[None]] = set()
-        self._free = asyncio.Semaphore(pool.size)
+        self._most = pool.size * (1 + AHEAD)
+        self._free = asyncio.Semaphore(self._most)
         self._room, self._look_at_s = 0, 0.0
         self._jobs_done = 0
         self._last_error: str | None = None
@@ -108,9 +112,9 @@ class Worker:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _wait_for_free(self) -> int:
-        """Wait until a decoder is free; returns how many are."""
+        """Wait until there is something to take a job for; returns for how many."""
         async with self._free:
-            return self._pool.size - len(self._jobs)
+            return self._most - len(self._jobs)
 
     async def _wait_for_room(self, stop: asyncio.Event) -> int:
         """Pause while enough pictures wait for inference: more would take memory and get no result any sooner.
@@ -150,7 +154,9 @@ class Worker:
         waited_ms = float(max(ticket.claimed_ms - ticket.queued_ms, 0))
         try:
             model = self._registry.get(ticket.model)
-            data = await self._surely(ticket, lambda: self._store.uploads.get(ticket))
+            data, ticket.picture = ticket.picture, None  # not kept for as long as the ticket is
+            if data is None:
+                data = await self._surely(ticket, lambda: self._store.uploads.get(ticket))
             decoded = await self._pool.decode(data, model.input_width, model.input_height, header_only=model.track == "D")
         except DecoderCrashed as error:
             await self._crashed(ticket, error)

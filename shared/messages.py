@@ -132,7 +132,8 @@ Affine = tuple[float, float, float, float, float, float]
 class Ticket(msgspec.Struct, kw_only=True):
     """A claimed job, with the fence that a worker must show to change it. `*_ms` are Redis' epoch milliseconds;
     `queued_ms` is when it entered its present queue; `slot` is where in shared memory its tensor lies, if it does;
-    `affine` says that the picture was not decoded and is to be read with it (`shared.letterbox.to_stored`)."""
+    `affine` says that the picture was not decoded and is to be read with it (`shared.letterbox.to_stored`); `picture` came
+    along with a claim for decoding."""
 
     id: str
     partition: int
@@ -157,6 +158,7 @@ class Ticket(msgspec.Struct, kw_only=True):
     traceparent: str = ""
     tenant: str = ""
     crashes: int = 0
+    picture: bytes | None = None
 
 
 class Outcome(msgspec.Struct, kw_only=True):

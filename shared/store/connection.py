@@ -1,4 +1,4 @@
-"""The way to Redis: one pool of connections, the scripts, and typed errors for when it is away.
+"""The way to Redis: its connections, the scripts, and typed errors for when it is away.
 
 `connect(settings)` gives a `Store`, the only thing the services hold. Commands run through `Connection`, which maps
 whatever Redis or the network does to `StoreUnavailable` or `Overloaded`, so that no caller needs to know redis-py.
@@ -25,14 +25,21 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import Overloaded, StoreUnavailable
 from shared.settings import Settings
+from shared.store.link import Link
 
 POOL_CONNECTIONS = 64
 COMMAND_TIMEOUT_S = 5.0
+LARGE_BYTES = 64 * 1024
+"""Commands with more than this go by a connection of their own, so that small ones need not wait behind them."""
 
 Command = tuple[Any, ...]
 """A Redis command with its arguments, or `Script` call made by `Connection.call`."""
 
 _LUA = Path(__file__).with_name("lua")
+
+
+class UnknownGroup(ResponseError):
+    """A queue has no consumer group: Redis was emptied."""
 
 
 class Script:
@@ -51,6 +58,7 @@ def typed_errors() -> Generator[None]:
     """Turn what redis-py raises into the errors of the mesh.
 
     Raises:
+        UnknownGroup: a consumer group is gone.
         Overloaded: Redis has no memory left.
         StoreUnavailable: Redis is away, loading, read-only, or broken.
     """
@@ -63,6 +71,8 @@ def typed_errors() -> Generator[None]:
             raise Overloaded("the store has no memory left", retry_after_s=2) from None
         if isinstance(error, BusyLoadingError | ReadOnlyError) or str(error).startswith(("MASTERDOWN", "CLUSTERDOWN")):
             raise StoreUnavailable(f"the store is not ready: {error}", retry_after_s=2) from None
+        if str(error).startswith("NOGROUP"):
+            raise UnknownGroup(str(error)) from None
         raise
     except RuntimeError as error:
         # uvloop's way to say that a connection was closed between our look at it and our write.
@@ -81,7 +91,7 @@ def with_authority(url: str, ca: str) -> str:
 
 
 class Connection:
-    """A pool of connections to Redis and the scripts that run there."""
+    """Links to Redis, for small commands, for large ones and for each blocking reader, and the scripts that run there."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = with_authority(settings.redis_url, settings.redis_ca)
@@ -97,6 +107,8 @@ class Connection:
         self.redis.response_callbacks.clear()
         self._scripts = {path.stem: Script(path.stem) for path in _LUA.glob("*.lua") if not path.stem.startswith("_")}
         self._loading = asyncio.Lock()
+        self._small, self._large = Link(self._pool), Link(self._pool)
+        self._readers: dict[str, Link] = {}
 
     def call(self, script: str, keys: Sequence[str], *args: Any) -> Command:
         """A call of a script as a command for `run`; its SHA is filled in there."""
@@ -137,13 +149,14 @@ class Connection:
                 if "BUSYGROUP" not in str(error):
                     raise
 
-    async def read_group(self, *command: Any) -> Any:
-        """A raw read of a consumer group; `[]` when nothing came, `None` when the group does not exist."""
+    async def read_group(self, reader: str, wait_s: float, *command: Any) -> Any:
+        """A raw read of a consumer group; `[]` when nothing came, `None` when the group does not exist.
+
+        `reader` names who reads: he has a connection of his own, which such a read may block for `wait_s`.
+        """
         with typed_errors():
-            try:
-                (answer,) = await self._send([command])
-            except ResponseError as error:
-                answer = error
+            link = self._readers.get(reader) or self._readers.setdefault(reader, Link(self._pool))
+            (answer,) = await link.send([command], wait_s + COMMAND_TIMEOUT_S)
             if isinstance(answer, ResponseError) and str(answer).startswith("NOGROUP"):
                 return None
             if isinstance(answer, RedisError):
@@ -156,13 +169,9 @@ class Connection:
         return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        pipeline = self.redis.pipeline(transaction=False)
-        for first, *rest in commands:
-            if isinstance(first, Script):
-                pipeline.execute_command("EVALSHA", first.sha, *rest)
-            else:
-                pipeline.execute_command(first, *rest)
-        return await pipeline.execute(raise_on_error=False)
+        plain = [("EVALSHA", first.sha, *rest) if isinstance(first, Script) else (first, *rest) for first, *rest in commands]
+        largest = max((len(part) for command in plain for part in command if isinstance(part, bytes | memoryview)), default=0)
+        return await (self._large if largest > LARGE_BYTES else self._small).send(plain, COMMAND_TIMEOUT_S)
 
     async def _load(self, *, again: bool = False) -> None:
         scripts = self._scripts.values()
@@ -177,5 +186,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close all connections."""
+        for link in (self._small, self._large, *self._readers.values()):
+            link.close()
         await self.redis.aclose()
         await self._pool.disconnect()

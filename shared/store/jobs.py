@@ -64,6 +64,12 @@ SWEEP_GRACE_MS = 2_000
 
 SWEEP_AT_ONCE = 100
 
+PICTURE_BYTES = 1 << 20
+"""A picture up to this size comes along when its job is taken; a larger one is fetched on its own, past small ones."""
+
+_STEPS = {"preprocess": "decoding"}
+"""Queue -> what a job that is taken from it is doing then; `inferring` for all others."""
+
 DEAD_SHARE_OF_BUDGET = 1 / 16
 """What the pictures of dead letters may take, beside the budget: they are no longer reserved in it."""
 
@@ -250,9 +256,31 @@ class Jobs:
 
     # --- the workers' side ----------------------------------------------------------------------------------------
 
+    async def take(self, partition: int, stage: str, consumer: str, at_most: int) -> tuple[str, list[Ticket]]:
+        """Claim new entries of a queue; returns the newest entry's ID, and tickets. Small pictures come along for decoding.
+
+        Raises:
+            UnknownGroup: the queue's group is gone: Redis was emptied.
+            StoreUnavailable: Redis does not answer.
+        """
+        step = _STEPS.get(stage, "inferring")
+        (answer,) = await self._connection.run(
+            self._connection.call(
+                "take", [keys.queue(partition, stage)], keys.GROUP, consumer, at_most, step,
+                keys.job(partition, ""), keys.upload(partition, "") if step == "decoding" else "", PICTURE_BYTES,
+            )
+        )  # fmt: skip
+        newest, *taken = answer
+        tickets: list[Ticket] = []
+        for entry_id, job_id, fields, picture in taken:
+            ticket = self._ticket(partition, bytes(entry_id).decode(), bytes(job_id).decode(), pairs(fields))
+            ticket.picture = picture
+            tickets.append(ticket)
+        return bytes(newest).decode(), tickets
+
     async def claim(self, partition: int, stage: str, entries: Sequence[tuple[str, str]]) -> list[Ticket]:
-        """Claim delivered entries, pairs of entry ID and job ID. What has ended or moved on is left out."""
-        step = "decoding" if stage == "preprocess" else "inferring"
+        """Claim entries that were taken over, pairs of entry ID and job ID. What has ended or moved on is left out."""
+        step = _STEPS.get(stage, "inferring")
         answers = await self._connection.run(
             *(
                 self._connection.call(

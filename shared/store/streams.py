@@ -17,7 +17,7 @@ import structlog
 from shared.errors import MeshError, StoreUnavailable
 from shared.messages import Ticket
 from shared.store import keys
-from shared.store.connection import Connection
+from shared.store.connection import Connection, UnknownGroup
 from shared.store.jobs import Jobs
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.1, 2.0
@@ -63,10 +63,13 @@ class Consumer:
         try:
             if not self._grouped:
                 await self._make_groups()
-            entries = await self._abandoned(at_most) or await self._new(at_most, block_s)
             tickets: list[Ticket] = []
-            for partition, found in entries:
+            for partition, found in await self._abandoned(at_most):
                 tickets += await self._jobs.claim(partition, self.stage, found)
+            tickets = tickets or await self._new(at_most, block_s)
+        except UnknownGroup:
+            self._grouped = False
+            return []
         except StoreUnavailable as error:
             log.warning("queue.unavailable", stage=self.stage, error=error.detail, retry_s=round(self._retry_s, 1))
             await asyncio.sleep(random.uniform(0, self._retry_s))  # noqa: S311 - jitter needs no secrecy
@@ -101,6 +104,7 @@ class Consumer:
         found: list[tuple[int, list[tuple[str, str]]]] = []
         for partition in self._partitions:
             answer = await self._read(
+                0.0,
                 "XAUTOCLAIM", keys.queue(partition, self.stage), keys.GROUP, self.name, int(self._lease_s * 1000), "0-0",
                 "COUNT", at_most,
             )  # fmt: skip
@@ -113,22 +117,28 @@ class Consumer:
             self._reclaim_at_s = time.monotonic() + self._lease_s / 4 * random.uniform(0.8, 1.2)  # noqa: S311
         return found
 
-    async def _new(self, at_most: int, block_s: float) -> list[tuple[int, list[tuple[str, str]]]]:
-        """New entries. With several partitions each gets its turn, and its share of the waiting."""
+    async def _new(self, at_most: int, block_s: float) -> list[Ticket]:
+        """New jobs. With several partitions each gets its turn, and its share of the waiting."""
+        share_s = block_s / len(self._partitions)
         for step in self._partitions:
             partition = (self._partition + step) % len(self._partitions)
-            block_ms = max(int(block_s * 1000 / len(self._partitions)), 1)
-            answer = await self._read(
-                "XREADGROUP", "GROUP", keys.GROUP, self.name, "COUNT", at_most, "BLOCK", block_ms,
-                "STREAMS", keys.queue(partition, self.stage), ">",
-            )  # fmt: skip
-            if answer:
+            newest, tickets = await self._jobs.take(partition, self.stage, self.name, at_most)
+            if not tickets and share_s and await self._rings(partition, newest, share_s):
+                _, tickets = await self._jobs.take(partition, self.stage, self.name, at_most)
+            if tickets:
                 self._partition = (partition + 1) % len(self._partitions)
-                return [(partition, _entries(answer[0][1]))]
+                return tickets
         return []
 
-    async def _read(self, *command: Any) -> Any:
-        answer = await self._connection.read_group(*command)
+    async def _rings(self, partition: int, newest: str, wait_s: float) -> bool:
+        """Wait for an entry past the newest. Only a look: taking is one step with claiming, or there would be two writes."""
+        queue = keys.queue(partition, self.stage)
+        return bool(
+            await self._read(wait_s, "XREAD", "COUNT", 1, "BLOCK", max(int(wait_s * 1000), 1), "STREAMS", queue, newest)
+        )
+
+    async def _read(self, wait_s: float, *command: Any) -> Any:
+        answer = await self._connection.read_group(f"{self.stage} {self.name}", wait_s, *command)
         if answer is None:  # the group is gone with its stream: Redis was emptied
             self._grouped = False
             await self._make_groups()

@@ -18,6 +18,9 @@ from shared.store.connection import Connection
 from shared.store.heartbeats import pairs
 from shared.store.jobs import Jobs
 
+MOST_BLOCK_S = 30.0
+"""No read of the outbox is asked to block for longer."""
+
 CLAIM_AFTER_S = 15.0
 LOG_LENGTH = 50
 LOG_TTL_S = 24 * 3600.0
@@ -97,7 +100,7 @@ class Webhooks:
         return [_delivery(value) for value in await self._connection.run_one("LRANGE", key, 0, -1)]
 
     async def _read(self, partition: int, *command: Any) -> Any:
-        answer = await self._connection.read_group(*command)
+        answer = await self._connection.read_group("outbox", MOST_BLOCK_S, *command)
         if answer is None:  # there has been nothing to tell for days, or ever
             outbox = keys.outbox(partition)
             await self._connection.make_group(outbox, keys.GROUP)

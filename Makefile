@@ -10,7 +10,7 @@ DEV := $(VENV)/.installed-dev
 TRACKS := .venv-tracks/.installed
 CODE := gateway preprocess_worker inference_worker shared visionmesh deploy tests $(wildcard benchmarks)
 
-.PHONY: help demo up test test-slow test-tracks lint format lock clean bench chaos growth profile
+.PHONY: help demo up test test-slow test-tracks lint format lock clean bench chaos growth profile overload
 .DEFAULT_GOAL := help
 
 help: ## List these verbs
@@ -43,6 +43,9 @@ format: $(DEV) ## Format the code
 
 chaos: $(DEV) ## Kill, stop and cut everything under load, and count what is lost
 	@$(BIN)/python -m tests.chaos
+
+overload: $(DEV) ## Offer three times what the mesh can do for three minutes, and see what it does
+	@$(BIN)/python -m tests.overload
 
 bench: $(DEV) ## Measure the mesh beside its neighbours, and print where it wins and where not
 	@$(BIN)/python -m benchmarks.ladder

@@ -1,19 +1,19 @@
 """Headers that tell browsers and caches how careful to be with an answer. What a route set itself stays."""
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ALWAYS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",  # results are their owner's
-}
+ALWAYS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),  # results are their owner's
+)
 
-DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+POLICY = b"content-security-policy"
+DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
 PAGE_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "media-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    b"media-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 """Pages load nothing from elsewhere; their scripts may be inline, for they show no text that others wrote as HTML."""
 
@@ -32,11 +32,13 @@ class SecurityHeadersMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in ALWAYS.items():
-                    headers.setdefault(name, value)
-                is_page = headers.get("content-type", "").startswith("text/html")
-                headers.setdefault("content-security-policy", PAGE_POLICY if is_page else DATA_POLICY)
+                # On the raw list, for this is done to every answer: names are lower-case there (ASGI 3.0).
+                given = dict(message["headers"])
+                is_page = given.get(b"content-type", b"").startswith(b"text/html")
+                policy = (POLICY, PAGE_POLICY if is_page else DATA_POLICY)
+                message["headers"] = [
+                    *message["headers"], *(header for header in (*ALWAYS, policy) if header[0] not in given)
+                ]  # fmt: skip
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections import Counter
 
 import msgspec
@@ -20,6 +21,8 @@ class Books:
         self.accepted: dict[str, float] = {}
         """Job ID -> when it was accepted, by this process' monotonic clock."""
         self.ends: Counter[str] = Counter()
+        self.ended_at: dict[str, float] = {}
+        """Job ID -> when its first end was seen, by the same clock."""
         self.statuses: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self._last = "0"
@@ -52,6 +55,7 @@ class Books:
                     self._last = entry_id
                     job = msgspec.msgpack.decode(fields[b"job"], type=Job)
                     self.ends[job.id] += 1
+                    self.ended_at.setdefault(job.id, time.monotonic())
                     self.statuses[
                         job.status if job.error is None else f"{job.status}/{job.error.code}: {job.error.detail}"
                     ] += 1

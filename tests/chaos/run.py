@@ -94,7 +94,7 @@ async def _act(
 ) -> None:
     assert callable(tell)
     started_s = time.monotonic()
-    before = _memory(scene.mesh)
+    before = memory_of(scene.mesh)
     reader = asyncio.create_task(books.read_forever(scene.valkey.url))
     sending = asyncio.create_task(Load(scene.mesh.url, books, clients=12, most_open=60).send(jobs))
     counts: Counter[str] = Counter()
@@ -114,10 +114,10 @@ async def _act(
     report.lost, report.twice = len(books.open), len(books.twice)
     report.statuses, report.refused, report.faults = dict(books.statuses), dict(books.refused), dict(counts)
     report.seconds = round(time.monotonic() - started_s, 1)
-    after = _memory(scene.mesh)
+    after = memory_of(scene.mesh)
     report.rss_mb = {part: (before[part], after[part]) for part in before if part in after}
     report.errors_logged = _errors(scene.mesh)
-    report.keys_left = await _keys_left(scene.valkey.url)
+    report.keys_left = await keys_left_in(scene.valkey.url)
     reader.cancel()
     await asyncio.gather(reader, return_exceptions=True)
 
@@ -132,7 +132,7 @@ async def _recovered(books: Books, sending: asyncio.Task[None]) -> float:
     return time.monotonic() - over_s
 
 
-async def _keys_left(url: str) -> list[str]:
+async def keys_left_in(url: str) -> list[str]:
     """Keys that outlive their time: everything but the queues' streams, the secret, the results and the heartbeats."""
     left: list[str] = []
     client = redis.Redis.from_url(url)
@@ -175,7 +175,7 @@ async def _keep_running(triton: Triton) -> None:
         await triton.start()
 
 
-def _memory(mesh: LocalMesh) -> dict[str, float]:
+def memory_of(mesh: LocalMesh) -> dict[str, float]:
     found: dict[str, float] = {}
     for part in ("gateway", "preprocess", "inference"):
         pid = mesh.processes[part].pid

@@ -10,7 +10,7 @@ DEV := $(VENV)/.installed-dev
 TRACKS := .venv-tracks/.installed
 CODE := gateway preprocess_worker inference_worker shared visionmesh deploy tests $(wildcard benchmarks)
 
-.PHONY: help demo up test test-slow test-tracks lint format lock clean bench chaos growth profile overload
+.PHONY: help demo up test test-slow test-tracks lint format lock clean bench chaos growth profile overload fuzz
 .DEFAULT_GOAL := help
 
 help: ## List these verbs
@@ -43,6 +43,9 @@ format: $(DEV) ## Format the code
 
 chaos: $(DEV) ## Kill, stop and cut everything under load, and count what is lost
 	@$(BIN)/python -m tests.chaos
+
+fuzz: $(DEV) ## Feed broken pictures, 20,000 mutants among them, to the decoders and to the mesh
+	@$(BIN)/python -m tests.fuzz
 
 overload: $(DEV) ## Offer three times what the mesh can do for three minutes, and see what it does
 	@$(BIN)/python -m tests.overload

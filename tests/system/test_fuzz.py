@@ -1,0 +1,24 @@
+"""The short form of `make fuzz`: some hundred mutants through the decoders, a few through the mesh with good neighbours."""
+
+import asyncio
+
+from deploy.local.supervisor import LocalMesh
+from tests.fuzz import corpus
+from tests.fuzz.run import LABEL, through_the_mesh, through_the_pool
+
+
+def test_every_mutant_ends_in_a_typed_outcome() -> None:
+    report = asyncio.run(through_the_pool(corpus.mutants(corpus.made(), 600, seed=7)))
+    assert report.pictures == 600
+    assert report.untyped == []
+    assert report.slowest_s < 6, report.slowest
+    assert report.outcomes["decoded"] > 20
+    assert report.outcomes["corrupt-image"] > 100
+
+
+def test_bad_pictures_hurt_no_neighbour(mesh: LocalMesh) -> None:
+    bad = list(corpus.mutants(corpus.made(), 32, seed=8))
+    report = asyncio.run(through_the_mesh(mesh.url, bad))
+    assert report.untyped == []
+    assert report.neighbours == {LABEL: 32}
+    assert sum(report.outcomes.values()) == 32

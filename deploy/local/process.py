@@ -17,8 +17,8 @@ class Process:
     def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.log = log
-        self._command = list(command)
-        self._environ = dict(environ)
+        self.command = list(command)
+        self.environ = dict(environ)
         self._running: asyncio.subprocess.Process | None = None
 
     @property
@@ -35,8 +35,8 @@ class Process:
         """Start it, with a session of its own so that a terminal's Ctrl-C reaches only us, who stop it in order."""
         with self.log.open("ab") as log:
             self._running = await asyncio.create_subprocess_exec(
-                *self._command,
-                env=self._environ,
+                *self.command,
+                env=self.environ,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

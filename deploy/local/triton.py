@@ -22,7 +22,7 @@ CONTROL_HEADER = "x-mesh-control"
 
 
 class Triton(Process):
-    """A Triton on the loopback address that serves these models of a repository, and only these."""
+    """A Triton on the loopback address, or `host`, that serves these models of a repository, and only these."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class Triton(Process):
         http_port: int,
         grpc_port: int,
         metrics_port: int,
+        host: str = "127.0.0.1",
         more_options: Sequence[str] = (),
     ) -> None:
         self.http_port = http_port
@@ -48,9 +49,9 @@ class Triton(Process):
             f"--backend-directory={_backends(server, folder / 'backends')}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in models),
-            "--http-address=127.0.0.1", f"--http-port={http_port}",
-            "--grpc-address=127.0.0.1", f"--grpc-port={grpc_port}",
-            "--metrics-address=127.0.0.1", f"--metrics-port={metrics_port}",
+            f"--http-address={host}", f"--http-port={http_port}",
+            f"--grpc-address={host}", f"--grpc-port={grpc_port}",
+            f"--metrics-address={host}", f"--metrics-port={metrics_port}",
             # Whoever reaches a port may infer, but not change what is served.
             f"--http-restricted-api={CONTROL}:{CONTROL_HEADER}={control_key}",
             f"--grpc-restricted-protocol={CONTROL}:{CONTROL_HEADER}={control_key}",

@@ -75,8 +75,15 @@ async def triton(home: Path) -> AsyncGenerator[Triton]:
     served = home / "models"
     names = await asyncio.to_thread(repository.write_default, served)
     shutil.copytree(ROOT / "benchmarks" / "echo", served / "echo")
+    async with triton_of(home, served, [*names, "echo"]) as server:
+        yield server
+
+
+@asynccontextmanager
+async def triton_of(home: Path, served: Path, names: list[str]) -> AsyncGenerator[Triton]:
+    """A Triton with these models of a repository."""
     http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
-    server = Triton(home, served, [*names, "echo"], http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
+    server = Triton(home, served, names, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
 
     async def ready() -> bool:
         return await asyncio.to_thread(server.ready)

@@ -2,8 +2,9 @@
 
     queue ──take──▶ tensors ──▶ runtime ──▶ head ──▶ detections ──finish (all in one round trip)──▶ Redis
 
-Nothing waits for a batch to fill: while `MESH_INFERENCE_SLOTS` batches are in flight the queue grows, and the next batch is
-what has come meanwhile. So a lone picture goes at once and load makes its own batches.
+A lone picture goes at once. While `MESH_INFERENCE_SLOTS` batches are in flight the queue grows, and the next batch is what has
+come meanwhile. Where pictures had to wait for a decoder, cores are what is short, and a batch costs less of them than its
+pictures one by one: then it waits for more, a fifth of what its pictures have waited, at most `MESH_INFERENCE_LINGER_MS`.
 """
 
 import asyncio
@@ -37,6 +38,10 @@ from shared.store.tensors import Tensor
 TAKE_S = 1.0
 """How long one read of the queue waits; a stopping worker waits as long."""
 
+WAIT_SHARE, LEAST_PAUSE_MS = 0.2, 2.0
+"""A batch may wait for more pictures this share of the time that its own have waited for a decoder; less than the least is
+not worth a timer."""
+
 RETRY_LEAST_S, RETRY_MOST_S = 0.05, 2.0
 INFER_TIMEOUT_S = 30.0
 """No model of ours takes this long; a Triton that hangs is asked again."""
@@ -49,7 +54,10 @@ T = TypeVar("T")
 class Batching:
     """The loop of one model in one worker."""
 
-    def __init__(self, store: Store, runtime: Runtime, model: Model, *, worker: str, slots: int) -> None:
+    def __init__(
+        self, store: Store, runtime: Runtime, model: Model, *, worker: str, slots: int, linger_ms: float = 0.0
+    ) -> None:
+        self._linger_ms = linger_ms
         self.model = model
         self.jobs_done = 0
         self.batches = 0
@@ -74,7 +82,11 @@ class Batching:
                     await asyncio.wait({*in_flight, stopped}, return_when=asyncio.FIRST_COMPLETED)
                     continue
                 # Never canceled: what Redis has handed to us by then would only come back after its lease.
-                tickets = await consumer.take(await self._batch_limit(), TAKE_S)
+                limit = await self._batch_limit()
+                tickets = await consumer.take(limit, TAKE_S)
+                if tickets and len(tickets) < limit and (pause_s := worth_waiting_s(tickets, self._linger_ms)):
+                    await asyncio.sleep(pause_s)
+                    tickets += await consumer.take(limit - len(tickets), 0.0)
                 if tickets:
                     task = asyncio.create_task(self._batch(tickets))
                     in_flight.add(task)
@@ -220,3 +232,11 @@ class Batching:
 
 def _encoded(picture: bytes | None, affine: Affine) -> Encoded | None:
     return None if picture is None else Encoded.of(picture, affine)
+
+
+def worth_waiting_s(tickets: Sequence[Ticket], linger_ms: float) -> float:
+    """How long a batch should wait for more: not at all on an idle mesh, and under load little beside what its own pictures
+    have waited for a decoder, and at most `linger_ms`."""
+    waited_ms = min(ticket.timings_ms.get("preprocess_wait", 0.0) for ticket in tickets)
+    pause_ms = min(waited_ms * WAIT_SHARE, linger_ms)
+    return pause_ms / 1000 if pause_ms >= LEAST_PAUSE_MS else 0.0

@@ -44,7 +44,14 @@ class Worker:
         self.gpus = Gpus()
         self._ready: list[str] = []
         self._loops = [
-            Batching(store, runtimes[model.track], model, worker=self.name, slots=settings.inference_slots)
+            Batching(
+                store,
+                runtimes[model.track],
+                model,
+                worker=self.name,
+                slots=settings.inference_slots,
+                linger_ms=settings.inference_linger_ms,
+            )
             for model in registry.models.values()
         ]
 

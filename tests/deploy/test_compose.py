@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "deploy" / "docker" / "Dockerfile").read_text("utf-8")
-OURS = ["gateway", "preprocess-worker", "inference-worker"]
+OURS = ["gateway", "tasks", "preprocess-worker", "inference-worker"]
 LONG_RUNNING = [name for name in SERVICES if name != "access"]
 
 
@@ -64,7 +64,7 @@ def test_only_the_gateway_can_be_reached_from_outside() -> None:
     assert published == "127.0.0.1:9600"
     assert inside == SERVICES["gateway"]["environment"]["MESH_PORT"]
     assert COMPOSE["networks"]["back"]["internal"] is True
-    assert {name for name in LONG_RUNNING if "front" in SERVICES[name]["networks"]} == {"gateway"}
+    assert {name for name in LONG_RUNNING if "front" in SERVICES[name]["networks"]} == {"gateway", "tasks"}
 
 
 def test_what_is_mounted_exists() -> None:
@@ -76,9 +76,14 @@ def test_what_is_mounted_exists() -> None:
             else:
                 assert source in COMPOSE["volumes"], f"{name}: {source}"
     for name in OURS:
-        user = name.removesuffix("-worker")
+        user = "gateway" if name == "tasks" else name.removesuffix("-worker")
         assert f"access-{user}:/run/access:ro" in SERVICES[name]["volumes"], "each service sees its own password"
         assert sum("access-" in volume for volume in SERVICES[name]["volumes"]) == 1
+
+
+def test_the_commands_of_services_without_an_image_of_their_own_exist() -> None:
+    assert SERVICES["tasks"]["image"] == SERVICES["gateway"]["image"]
+    assert importlib.util.find_spec(SERVICES["tasks"]["command"][2])
 
 
 def test_one_profile_runs_one_triton() -> None:

@@ -25,7 +25,7 @@ from tests.conftest import Background, Certificates, _until
 from tests.shared.store.conftest import BODY, accepted, changed, decoded, finished
 
 USERS = Path(__file__).parents[3] / "deploy" / "redis" / "users.acl"
-ROLES = ("gateway", "preprocess", "inference", "subscriber")
+ROLES = ("gateway", "tasks", "preprocess", "inference", "subscriber")
 
 
 # --- TLS ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ One thread is enough: torch spreads a batch over the cores, or the GPU runs one 
 """
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -21,6 +22,9 @@ import structlog
 from inference_worker.runtime import Array, Image, Outputs, stack
 from shared.errors import InferenceFailed, InferenceUnavailable, MeshError, RuntimeMissing
 from shared.models import Model
+
+_Version = tuple[str, int]
+"""A file and when it was written, in ns; 0 if it is not there."""
 
 log = structlog.get_logger()
 
@@ -40,7 +44,7 @@ class TorchRuntime:
     def __init__(self, device: str = "auto") -> None:
         self._device = device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
-        self._loads: dict[str, asyncio.Future[_Loaded]] = {}
+        self._loads: dict[str, tuple[_Version, asyncio.Future[_Loaded]]] = {}
 
     async def infer(self, model: Model, images: Sequence[Image], timeout_s: float) -> Outputs:
         """See `Runtime.infer`; the one output is called `output0`.
@@ -70,7 +74,7 @@ class TorchRuntime:
 
     async def close(self) -> None:
         """Let the thread go; a batch that hangs in it does not hold us."""
-        for load in self._loads.values():
+        for _, load in self._loads.values():
             load.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -78,12 +82,20 @@ class TorchRuntime:
         return await asyncio.shield(self._begin(model))  # one caller's timeout must not end the load for the others
 
     def _begin(self, model: Model) -> asyncio.Future[_Loaded]:
-        load = self._loads.get(model.name)
-        if load is None:
-            loop = asyncio.get_running_loop()
-            load = self._loads[model.name] = loop.run_in_executor(self._thread, _load, model, self._device)
+        version = _version(model)
+        known, load = self._loads.get(model.name, (None, None))
+        if load is None or known != version:  # a file that is replaced, or that comes late, is loaded anew
+            load = asyncio.get_running_loop().run_in_executor(self._thread, _load, model, self._device)
             load.add_done_callback(lambda load: _tell(load, model))
+            self._loads[model.name] = version, load
         return load
+
+
+def _version(model: Model) -> _Version:
+    try:
+        return model.torch_file, os.stat(model.torch_file).st_mtime_ns  # noqa: PTH116 - it is asked for each batch
+    except OSError:
+        return model.torch_file, 0
 
 
 def _tell(load: asyncio.Future[_Loaded], model: Model) -> None:

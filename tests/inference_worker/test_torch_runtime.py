@@ -1,6 +1,7 @@
 """Track A: the built-in detector as torch files, beside ONNX Runtime, behind the runtime's seam."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -103,6 +104,21 @@ def test_a_file_that_cannot_be_loaded_fails_its_jobs_with_one_line(tmp_path: Pat
         assert "\n" not in caught.value.detail
         assert str(tmp_path) not in caught.value.detail
         assert not await runtime.is_ready(model(tmp_path / name))
+
+    with_runtime(scenario)
+
+
+def test_a_file_that_comes_late_or_is_replaced_is_loaded_anew(folder: Path, tmp_path: Path) -> None:
+    late = model(tmp_path / "late.pt2")
+
+    async def scenario(runtime: TorchRuntime) -> None:
+        with pytest.raises(InferenceFailed, match="is not there"):
+            await runtime.infer(late, pictures(1), 30)
+        shutil.copy(folder / FILES[0], late.torch_file)
+        assert (await runtime.infer(late, pictures(1), 30))["output0"].shape == (1, 84, 1917)
+        shutil.copy(__file__, late.torch_file)  # no model at all
+        with pytest.raises(InferenceFailed, match="cannot load"):
+            await runtime.infer(late, pictures(1), 30)
 
     with_runtime(scenario)
 

@@ -25,7 +25,7 @@ from gateway.mesh import Mesh
 from gateway.middleware import RequestMiddleware
 from gateway.routes import batches, documents, events, health, jobs, models, predict
 from gateway.security_headers import SecurityHeadersMiddleware
-from shared import access, errors, log
+from shared import access, errors, log, tracing
 from shared import models as registry
 from shared.heartbeat import beat_forever
 from shared.parent import die_with_parent
@@ -83,6 +83,7 @@ def create(settings: Settings | None = None) -> Starlette:
             finally:
                 beat.cancel()
                 await asyncio.gather(beat, return_exceptions=True)
+                await asyncio.to_thread(tracing.close)
 
     return Starlette(
         routes=ROUTES,

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import problems
 from gateway.body import Disconnected
-from shared import metrics
+from shared import metrics, tracing
 from shared.errors import Internal
 
 _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}")
@@ -43,6 +43,10 @@ class RequestMiddleware:
         parent = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
         scope["trace_id"] = parent[1] if parent else secrets.token_hex(16)
         scope["traceparent"] = parent[0] if parent else f"00-{scope['trace_id']}-{secrets.token_hex(8)}-00"
+        span = tracing.began(f"{scope['method']} request", parent[0] if parent else "", kind="server")
+        if span:
+            scope["traceparent"] = tracing.traceparent(span)
+            scope["trace_id"] = tracing.trace_id(scope["traceparent"])
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -53,6 +57,7 @@ class RequestMiddleware:
                 answer = MutableHeaders(scope=message)
                 answer["x-process-time"] = f"{took_ms:.2f}ms"
                 answer["x-request-id"] = scope["request_id"]
+                answer["traceparent"] = scope["traceparent"]
                 stages = "".join(f", {name};dur={ms:.2f}" for name, ms in scope.get("stages_ms", {}).items())
                 answer["server-timing"] = f"gateway;dur={took_ms:.2f}{stages}"
             await send(message)
@@ -69,8 +74,14 @@ class RequestMiddleware:
             await problem(scope, receive, send_with_headers)
         took_ms = (time.perf_counter() - started_s) * 1000
         self._count(scope, status, took_ms)
+        if span:
+            route = getattr(scope.get("route"), "path", "none")
+            told = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
+            tracing.ended(span, told | {"mesh.request_id": scope["request_id"]}, error="server error" if status >= 500 else "")
         if took_ms > self._slow_ms and not scope.get("waited"):
-            log.warning("request.slow", status=status, took_ms=round(took_ms, 1), **self._who(scope))
+            log.warning(
+                "request.slow", status=status, took_ms=round(took_ms, 1), stages_ms=scope.get("stages_ms"), **self._who(scope)
+            )
 
     @staticmethod
     def _count(scope: Scope, status: int, took_ms: float) -> None:

@@ -19,7 +19,7 @@ from inference_worker.detections import detections, thresholds
 from inference_worker.encoded import Encoded
 from inference_worker.heads import HEADS
 from inference_worker.runtime import Runtime
-from shared import metrics
+from shared import metrics, tracing
 from shared.errors import (
     CorruptImage,
     DeadlinePassed,
@@ -198,6 +198,8 @@ class Batching:
             )
             for ticket, result in zip(tickets, results, strict=True)
         ]
+        if tracing.is_on():
+            self._trace(tickets, started_s, inferred_s)
         # Pixels that were overwritten meanwhile were another picture's: whoever has the job now will do it.
         outcomes = [(ticket, outcome) for ticket, outcome in outcomes if self._store.tensors.holds(ticket)]
         kept = await self._stored(lambda: self._store.jobs.finish(outcomes), tickets)
@@ -208,8 +210,24 @@ class Batching:
         self.batches += 1
         metrics.batch_ran(self.model.name, len(batch), self._most)
 
+    def _trace(self, tickets: Sequence[Ticket], started_s: float, inferred_s: float) -> None:
+        """A span of the batch, which links to its members, and in each member's trace its inference and Triton's part."""
+        now_s = time.perf_counter()
+        ago_ms, inferred_ms = (now_s - started_s) * 1000, (inferred_s - started_s) * 1000
+        about = {"mesh.model": self.model.name, "mesh.batch_size": len(tickets)}
+        batch = tracing.began("batch", links=[ticket.traceparent for ticket in tickets], kind="consumer", ago_ms=ago_ms)
+        for ticket in tickets:
+            links = [tracing.traceparent(batch)]
+            span = tracing.began("inference", ticket.traceparent, kind="consumer", links=links, ago_ms=ago_ms)
+            triton = tracing.began("triton", tracing.traceparent(span), kind="client", ago_ms=ago_ms)
+            tracing.ended(triton, {"mesh.triton_model": self.model.triton_model}, after_ms=inferred_ms)
+            tracing.ended(span, about | {"mesh.job": ticket.id})
+        tracing.ended(batch, about)
+
     async def _fail(self, ticket: Ticket, error: MeshError) -> None:
-        log.info("job.failed", job_id=ticket.id, code=error.code, detail=error.detail)
+        log.info(
+            "job.failed", job_id=ticket.id, trace_id=tracing.trace_id(ticket.traceparent), code=error.code, detail=error.detail
+        )
         self.last_error = f"{error.code}: {error.detail}"
         self.jobs_done += 1
         if await self._stored(lambda: self._store.jobs.fail(ticket, error), [ticket]):

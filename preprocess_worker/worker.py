@@ -23,7 +23,7 @@ from preprocess_worker.decoder import Decoded
 from preprocess_worker.formats import Limits
 from preprocess_worker.pool import DecoderPool
 from preprocess_worker.sharing import Sharing
-from shared import metrics, models
+from shared import metrics, models, tracing
 from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
 from shared.exposition import exposed
 from shared.heartbeat import beat_forever
@@ -169,7 +169,11 @@ class Worker:
             await self._fail(ticket, Internal(f"{type(error).__name__} in the preprocess worker"))
         else:
             timings_ms = {"preprocess_wait": waited_ms, "preprocess": round((time.perf_counter() - started) * 1000, 3)}
+            span = tracing.began(
+                "preprocess", ticket.traceparent, kind="consumer", ago_ms=(time.perf_counter() - started) * 1000
+            )
             kept = await self._hand_on(ticket, decoded, timings_ms)
+            tracing.ended(span, {"mesh.job": ticket.id, "mesh.model": ticket.model, "mesh.decode_ms": decoded.decode_ms})
             log.debug("job.decoded", job=ticket.id, kept=kept, decode_ms=round(decoded.decode_ms, 3), **timings_ms)
 
     async def _hand_on(self, ticket: Ticket, decoded: Decoded, timings_ms: dict[str, float]) -> bool:
@@ -209,7 +213,9 @@ class Worker:
 
     async def _fail(self, ticket: Ticket, error: MeshError) -> None:
         self._last_error = f"{error.code}: {error.detail}"
-        log.info("job.failed", job=ticket.id, code=error.code, detail=error.detail)
+        log.info(
+            "job.failed", job=ticket.id, trace_id=tracing.trace_id(ticket.traceparent), code=error.code, detail=error.detail
+        )
         await self._surely(ticket, lambda: self._store.jobs.fail(ticket, error))
 
     async def _surely(self, ticket: Ticket, action: Callable[[], Awaitable[T]]) -> T:

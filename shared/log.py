@@ -5,6 +5,7 @@ import sys
 
 import structlog
 
+from shared import tracing
 from shared.settings import Settings
 
 
@@ -23,6 +24,7 @@ def configure(settings: Settings, service: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
     structlog.contextvars.bind_contextvars(service=service)
+    tracing.configure(service)
 
 
 def get() -> structlog.typing.FilteringBoundLogger:

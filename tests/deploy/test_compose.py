@@ -55,7 +55,9 @@ def test_every_container_has_little_rights_and_limits(name: str) -> None:
     assert re.fullmatch(r"(\$\{\w+:-)?\d+[mg]\}?", service["mem_limit"])
     assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
     assert service["restart"] == "unless-stopped"
-    assert "@sha256" in service["image"] or ":" in service["image"] or service["image"].startswith("visionmesh/"), "a version is named"
+    assert "@sha256" in service["image"] or ":" in service["image"] or service["image"].startswith("visionmesh/"), (
+        "a version is named"
+    )
 
 
 def test_only_the_gateway_can_be_reached_from_outside() -> None:

@@ -72,7 +72,7 @@ async def _record(part: str, pid: int, seconds: float, folder: Path) -> None:
     # Paths of this machine are of no use to anyone who looks at the graph.
     text = path.read_text("utf-8")
     text = re.sub(r"\(/[^()]*?/(?:site-packages|lib)/", "(", text).replace(f"({servers.ROOT}/", "(")
-    path.write_text(re.sub(r"<title>py-spy[^<]*</title>", f"<title>{part}</title>", text), "utf-8")
+    path.write_text(re.sub(r'(<text id="title"[^>]*>)[^<]*', rf"\g<1>{part}", text), "utf-8")
 
 
 def main() -> int:

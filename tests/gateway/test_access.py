@@ -103,6 +103,17 @@ def test_another_tenants_job_does_not_exist(url: str) -> None:
         assert acme.delete(path).json()["status"] == "canceled"
 
 
+def test_another_tenants_batch_does_not_exist(url: str) -> None:
+    with client(url, ACME) as acme, client(url, BETA) as beta:
+        answer = acme.post("/v1/batches", files=[("images", PHOTO), ("images", PHOTO)])
+        assert answer.status_code == 202, answer.text
+        batch = answer.json()
+        path = f"/v1/batches/{batch['id']}"
+        assert acme.get(path).status_code == 200
+        for answer in (beta.get(path), beta.get(f"{path}/deliveries"), beta.delete(path)):
+            assert answer.status_code == 404
+
+
 def test_an_idempotency_key_is_its_tenants(url: str) -> None:
     with client(url, ACME) as acme, client(url, BETA) as beta:
         first, again = (submit(acme, **{"idempotency-key": "one"}).json()["id"] for _ in range(2))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import os
 import ssl
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
@@ -13,15 +14,17 @@ import redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from deploy.local import ports
+from deploy.local.process import Process, python_module
 from deploy.local.valkey import Valkey
 from shared.access import Tenant
 from shared.errors import CorruptImage, Internal, StoreUnavailable
 from shared.heartbeat import beat_forever
-from shared.messages import TERMINAL
+from shared.messages import TERMINAL, JobOptions
 from shared.models import load
 from shared.settings import Settings, SettingsError, read
 from shared.store import Store, connect
-from tests.conftest import Background, Certificates, _until
+from tests.conftest import WEBHOOK_SECRET, Background, Certificates, _until
+from tests.gateway.receiver import receiving
 from tests.shared.store.conftest import BODY, accepted, changed, decoded, finished
 
 USERS = Path(__file__).parents[3] / "deploy" / "redis" / "users.acl"
@@ -170,9 +173,40 @@ def test_each_role_can_do_its_work(guarded: Valkey, settings: Settings) -> None:
     asyncio.run(scenario())
 
 
+def test_the_tasks_can_do_theirs(guarded: Valkey, settings: Settings, background: Background, tmp_path: Path) -> None:
+    async def told(url: str) -> None:
+        async with (
+            connect(changed(settings, redis_url=url_of(guarded, "gateway"))) as store,
+            store.consumer("preprocess", "p") as preprocess,
+        ):
+            job = await accepted(store, options=JobOptions(callback_url=url))
+            for ticket in await preprocess.take(10):  # among them perhaps what another test left
+                assert await store.jobs.fail(ticket, CorruptImage("no"))
+                preprocess.done(ticket)
+            async with asyncio.timeout(20):
+                while not await store.webhooks.deliveries(job.id):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+
+    environ = {
+        **os.environ,
+        "MESH_REDIS_URL": url_of(guarded, "tasks"),
+        "MESH_WEBHOOK_SECRET": WEBHOOK_SECRET,
+        "MESH_WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
+    }
+    process = Process("tasks", python_module("gateway.tasks"), environ, tmp_path / "tasks.log")
+    background.run(process.start())
+    try:
+        with receiving() as receiver:
+            asyncio.run(told(receiver.url))
+    finally:
+        background.run(process.stop(8))
+    assert "NOPERM" not in process.log.read_text("utf-8")
+
+
 FORBIDDEN = {
     "gateway": [["FLUSHALL"], ["CONFIG", "GET", "*"], ["KEYS", "*"], ["GET", "{mesh:0}:tensor:x:1"], ["ACL", "LIST"],
                 ["SET", "elsewhere", "x"], ["EVAL", "return 1", "0"], ["SHUTDOWN"]],
+    "tasks": [["FLUSHALL"], ["GET", "{mesh:0}:upload:x"], ["CONFIG", "SET", "maxmemory", "1"]],
     "preprocess": [["FLUSHALL"], ["KEYS", "*"], ["GET", "mesh:rate:acme"], ["SCRIPT", "FLUSH"]],
     "inference": [["GET", "mesh:rate:acme"], ["FLUSHDB"], ["CLIENT", "KILL", "ID", "1"]],
     "subscriber": [["SET", "{mesh:0}:job:x", "y"], ["HGETALL", "{mesh:0}:job:x"], ["PUBLISH", "mesh:results", "x"],

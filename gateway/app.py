@@ -58,6 +58,7 @@ def create(settings: Settings | None = None) -> Starlette:
     """
     settings = settings or read()
     log.configure(settings, "gateway")
+    tracing.configure("gateway")
     served = registry.load(settings.models)
     served.get(settings.default_model)
     keys = access.load(settings.api_keys)
@@ -83,7 +84,7 @@ def create(settings: Settings | None = None) -> Starlette:
             finally:
                 beat.cancel()
                 await asyncio.gather(beat, return_exceptions=True)
-                await asyncio.to_thread(tracing.close)
+                tracing.stop()
 
     return Starlette(
         routes=ROUTES,

@@ -17,6 +17,11 @@ _REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}")
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+_UNTRACED = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"})
+"""Asked every few seconds by machines; traces of them would bury the others."""
+
+SERVER_ERROR = 500
+
 log = structlog.get_logger()
 
 
@@ -24,7 +29,8 @@ class RequestMiddleware:
     """Plain ASGI middleware around all routes.
 
     Sets `scope["request_id"]`, `scope["trace_id"]`, `scope["traceparent"]`; reads `scope["waited"]` (the client asked to wait,
-    so slow is what it wanted) and `scope["stages_ms"]` (a job's stages, for Server-Timing).
+    so slow is what it wanted), `scope["stages_ms"]` (a job's stages, for Server-Timing) and `scope["spent_ms"]` (where the
+    time of this request went, for the log).
     """
 
     def __init__(self, app: ASGIApp, slow_ms: float) -> None:
@@ -41,12 +47,10 @@ class RequestMiddleware:
         given = headers.get("x-request-id", "")
         scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         parent = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-        scope["trace_id"] = parent[1] if parent else secrets.token_hex(16)
-        scope["traceparent"] = parent[0] if parent else f"00-{scope['trace_id']}-{secrets.token_hex(8)}-00"
-        span = tracing.began(f"{scope['method']} request", parent[0] if parent else "", kind="server")
-        if span:
-            scope["traceparent"] = tracing.traceparent(span)
-            scope["trace_id"] = tracing.trace_id(scope["traceparent"])
+        span = self._span(scope, parent[0] if parent else "")
+        # Without traces of our own the client's context goes on as it came, or one that says that nothing is recorded.
+        scope["traceparent"] = span.traceparent or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+        scope["trace_id"] = tracing.trace_id(scope["traceparent"])
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -62,6 +66,7 @@ class RequestMiddleware:
                 answer["server-timing"] = f"gateway;dur={took_ms:.2f}{stages}"
             await send(message)
 
+        structlog.contextvars.bind_contextvars(request_id=scope["request_id"], trace_id=scope["trace_id"])
         try:
             await self.app(scope, receive, send_with_headers)
         except Disconnected:
@@ -69,19 +74,28 @@ class RequestMiddleware:
         except Exception:
             log.exception("request.failed", **self._who(scope))
             if status:
+                span.fail("failed in the middle of an answer")
+                span.end()
                 raise
             problem = problems.answer(Internal("an error of ours; the log has it"), trace_id=scope["trace_id"])
             await problem(scope, receive, send_with_headers)
         took_ms = (time.perf_counter() - started_s) * 1000
         self._count(scope, status, took_ms)
-        if span:
-            route = getattr(scope.get("route"), "path", "none")
-            told = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
-            tracing.ended(span, told | {"mesh.request_id": scope["request_id"]}, error="server error" if status >= 500 else "")
+        span.rename(f"{scope['method']} {getattr(scope.get('route'), 'path', 'none')}")
+        span.set({"http.response.status_code": status})
+        if status >= SERVER_ERROR:
+            span.fail(f"status {status}")
+        span.end()
         if took_ms > self._slow_ms and not scope.get("waited"):
-            log.warning(
-                "request.slow", status=status, took_ms=round(took_ms, 1), stages_ms=scope.get("stages_ms"), **self._who(scope)
-            )
+            spent_ms = {name: round(ms, 1) for name, ms in scope.get("spent_ms", {}).items()}
+            log.warning("request.slow", status=status, took_ms=round(took_ms, 1), spent_ms=spent_ms, **self._who(scope))
+
+    @staticmethod
+    def _span(scope: Scope, parent: str) -> tracing.Span:
+        if scope["path"] in _UNTRACED:
+            return tracing.Span(parent)
+        attributes = {"http.request.method": scope["method"], "url.path": scope["path"], "mesh.request_id": scope["request_id"]}
+        return tracing.start(scope["method"], parent, attributes, kind="server")
 
     @staticmethod
     def _count(scope: Scope, status: int, took_ms: float) -> None:

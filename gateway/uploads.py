@@ -19,7 +19,7 @@ from starlette.requests import Request
 from gateway import multipart
 from gateway.body import Body
 from gateway.mesh import Mesh
-from shared import picture_types
+from shared import picture_types, tracing
 from shared.errors import (
     BadRequest,
     EmptyBody,
@@ -98,25 +98,42 @@ class Upload:
         """
         if self._hash:
             self._hash.update(model.name.encode() + b"\0" + msgspec.msgpack.encode(options))
+        upload_ms = self.took_ms
+        upload_bytes = self._staged_bytes or len(self._buffer)
+        attributes: dict[str, tracing.Value] = {"mesh.job_id": self.job_id, "mesh.model": model.name, "mesh.track": model.track}
+        tracing.past("upload", traceparent, attributes | {"mesh.upload_bytes": upload_bytes}, began_ago_ms=upload_ms)
+        # This span is the parent of all that happens to the job later, in whichever process.
+        span = tracing.start("accept", traceparent, attributes, kind="producer")
         try:
-            return await self._mesh.store.jobs.accept(
+            job = await self._mesh.store.jobs.accept(
                 self.job_id,
                 model=model,
                 options=options,
                 body=None if self._staged_bytes else bytes(self._buffer),
-                upload_bytes=self._staged_bytes or len(self._buffer),
+                upload_bytes=upload_bytes,
                 reply_to=reply_to,
                 idempotency_key=self._key,
                 request_hash=self._hash.hexdigest() if self._hash else "",
-                upload_ms=(time.monotonic() - self._started_s) * 1000,
+                upload_ms=upload_ms,
                 deadline_s=deadline_s,
-                traceparent=traceparent,
+                traceparent=span.traceparent,
                 tenant=self._mesh.tenant,
                 batch=self._batch,
             )
-        except BaseException:
+        except BaseException as error:
+            span.fail(error)
+            span.end()
             await self.discard()
             raise
+        if job.id != self.job_id:
+            span.set({"mesh.job_id": job.id})  # the job of an earlier request with this idempotency key
+        span.end()
+        return job
+
+    @property
+    def took_ms(self) -> float:
+        """How long ago its first byte was waited for."""
+        return (time.monotonic() - self._started_s) * 1000
 
     async def discard(self) -> None:
         """Drop what was staged. A store that cannot be reached drops it by itself after the staging time."""
@@ -173,6 +190,7 @@ async def receive(request: Request, body: Body, mesh: Mesh) -> Upload:
         async for chunk in _picture(body, content_type):
             await upload.write(chunk)
         await upload.complete()
+        request.scope["spent_ms"] = {"upload": upload.took_ms}
     except BaseException:  # also the cancellation of a stopping gateway
         await upload.discard()
         raise

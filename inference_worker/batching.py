@@ -19,6 +19,7 @@ from inference_worker.detections import detections, thresholds
 from inference_worker.encoded import Encoded
 from inference_worker.heads import HEADS
 from inference_worker.runtime import Runtime
+from shared import log as lines
 from shared import metrics, tracing
 from shared.errors import (
     CorruptImage,
@@ -105,6 +106,8 @@ class Batching:
         return self._most
 
     async def _batch(self, tickets: list[Ticket]) -> None:
+        if len(tickets) == 1:
+            lines.about(tickets[0])
         try:
             tensors = await self._stored(lambda: self._pictures(tickets), tickets)
             good: list[tuple[Ticket, Tensor]] = []
@@ -118,9 +121,10 @@ class Batching:
             if good:
                 await self._infer(good, alone_after_failure=len(good) > 1)
         except StoreUnavailable as error:
-            log.warning("batch.given_up", jobs=len(tickets), error=error.detail)  # their deadlines passed; the sweep ends them
+            # Their deadlines passed; the sweep ends them.
+            log.warning("batch.given_up", jobs=[lines.who(ticket) for ticket in tickets], error=error.detail)
         except Exception:
-            log.exception("batch.failed", jobs=[ticket.id for ticket in tickets])
+            log.exception("batch.failed", jobs=[lines.who(ticket) for ticket in tickets])
             for ticket in tickets:
                 await self._fail(ticket, Internal("the inference worker failed"))
 
@@ -134,7 +138,7 @@ class Batching:
         """Have a picture decoded again whose tensor is out of reach."""
         try:
             await self._stored(lambda: self._store.jobs.redecode(ticket), [ticket])
-            log.info("job.decoded_again", job_id=ticket.id, slot=ticket.slot)
+            log.info("job.decoded_again", **lines.who(ticket), slot=ticket.slot)
         except UploadLost as error:
             await self._fail(ticket, error)
 
@@ -147,13 +151,15 @@ class Batching:
                 await self._run(batch, min(left_s, INFER_TIMEOUT_S))
             except InferenceUnavailable as error:
                 self.last_error = f"{error.code}: {error.detail}"
-                log.warning("inference.retry", model=self.model.name, error=error.detail, retry_s=round(pause_s, 2))
+                jobs = [lines.who(ticket) for ticket, _ in batch]
+                log.warning("inference.retry", model=self.model.name, error=error.detail, retry_s=round(pause_s, 2), jobs=jobs)
                 await asyncio.sleep(random.uniform(0, pause_s))  # noqa: S311 - jitter needs no secrecy
                 pause_s = min(pause_s * 2, RETRY_MOST_S)
             except (InferenceFailed, CorruptImage) as error:
                 if alone_after_failure:
                     # One of them may be what the model refuses: each gets one try of its own.
-                    log.warning("inference.singly", model=self.model.name, jobs=len(batch), error=error.detail)
+                    jobs = [lines.who(ticket) for ticket, _ in batch]
+                    log.warning("inference.singly", model=self.model.name, jobs=jobs, error=error.detail)
                     for member in batch:
                         await self._infer([member], alone_after_failure=False)
                 else:
@@ -176,8 +182,47 @@ class Batching:
 
     async def _run(self, batch: Sequence[tuple[Ticket, Tensor]], timeout_s: float) -> None:
         tickets = [ticket for ticket, _ in batch]
+        attributes: dict[str, tracing.Value] = {
+            "mesh.model": self.model.name, "mesh.track": self.model.track, "mesh.batch_size": len(batch),
+        }  # fmt: skip
+        # A span has one parent: the batch is in the trace of its first job, and linked to all of them.
+        members = [ticket.traceparent for ticket in tickets]
+        with tracing.start("batch", members[0], attributes, kind="consumer", links=members) as span:
+            try:
+                await self._run_traced(batch, tickets, timeout_s, attributes)
+            except MeshError as error:
+                self._trace(tickets, span, error)
+                raise
+            self._trace(tickets, span)
+
+    def _trace(self, tickets: Sequence[Ticket], batch: tracing.Span, error: MeshError | None = None) -> None:
+        """What the batch was to each of its jobs, in that job's own trace."""
+        if not tracing.is_on():
+            return
+        now_ms = self._store.clock.now_ms()
+        for ticket in tickets:
+            claimed_ago_ms = now_ms - ticket.claimed_ms
+            attributes = tracing.of(ticket) | {"mesh.batch_size": len(tickets)}
+            tracing.past(
+                "wait inference", ticket.traceparent, attributes,
+                began_ago_ms=now_ms - ticket.queued_ms, ended_ago_ms=claimed_ago_ms,
+            )  # fmt: skip
+            tracing.past(
+                "inference", ticket.traceparent, attributes, began_ago_ms=claimed_ago_ms, links=[batch.traceparent],
+                error=f"{error.code}: {error.detail}" if error else None,
+            )  # fmt: skip
+
+    async def _run_traced(
+        self,
+        batch: Sequence[tuple[Ticket, Tensor]],
+        tickets: list[Ticket],
+        timeout_s: float,
+        attributes: dict[str, tracing.Value],
+    ) -> None:
         started_s = time.perf_counter()
-        outputs = await self._runtime.infer(self.model, [tensor for _, tensor in batch], timeout_s)
+        server = "torch" if self.model.track == "A" else "triton"
+        with tracing.start(server, tracing.current(), attributes, kind="client"):
+            outputs = await self._runtime.infer(self.model, [tensor for _, tensor in batch], timeout_s)
         inferred_s = time.perf_counter()
         found = HEADS[self.model.head](outputs, [thresholds(ticket, self.model) for ticket in tickets])
         results = [detections(picture, ticket, self.model) for picture, ticket in zip(found, tickets, strict=True)]
@@ -198,11 +243,10 @@ class Batching:
             )
             for ticket, result in zip(tickets, results, strict=True)
         ]
-        if tracing.is_on():
-            self._trace(tickets, started_s, inferred_s)
         # Pixels that were overwritten meanwhile were another picture's: whoever has the job now will do it.
         outcomes = [(ticket, outcome) for ticket, outcome in outcomes if self._store.tensors.holds(ticket)]
-        kept = await self._stored(lambda: self._store.jobs.finish(outcomes), tickets)
+        with tracing.start("finish", tracing.current(), attributes, kind="producer"):
+            kept = await self._stored(lambda: self._store.jobs.finish(outcomes), tickets)
         for (ticket, _), ended in zip(outcomes, kept, strict=True):
             if ended:
                 self._store.tensors.give_back(ticket)
@@ -210,24 +254,8 @@ class Batching:
         self.batches += 1
         metrics.batch_ran(self.model.name, len(batch), self._most)
 
-    def _trace(self, tickets: Sequence[Ticket], started_s: float, inferred_s: float) -> None:
-        """A span of the batch, which links to its members, and in each member's trace its inference and Triton's part."""
-        now_s = time.perf_counter()
-        ago_ms, inferred_ms = (now_s - started_s) * 1000, (inferred_s - started_s) * 1000
-        about = {"mesh.model": self.model.name, "mesh.batch_size": len(tickets)}
-        batch = tracing.began("batch", links=[ticket.traceparent for ticket in tickets], kind="consumer", ago_ms=ago_ms)
-        for ticket in tickets:
-            links = [tracing.traceparent(batch)]
-            span = tracing.began("inference", ticket.traceparent, kind="consumer", links=links, ago_ms=ago_ms)
-            triton = tracing.began("triton", tracing.traceparent(span), kind="client", ago_ms=ago_ms)
-            tracing.ended(triton, {"mesh.triton_model": self.model.triton_model}, after_ms=inferred_ms)
-            tracing.ended(span, about | {"mesh.job": ticket.id})
-        tracing.ended(batch, about)
-
     async def _fail(self, ticket: Ticket, error: MeshError) -> None:
-        log.info(
-            "job.failed", job_id=ticket.id, trace_id=tracing.trace_id(ticket.traceparent), code=error.code, detail=error.detail
-        )
+        log.info("job.failed", **lines.who(ticket), code=error.code, detail=error.detail)
         self.last_error = f"{error.code}: {error.detail}"
         self.jobs_done += 1
         if await self._stored(lambda: self._store.jobs.fail(ticket, error), [ticket]):

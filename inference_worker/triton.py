@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, tri
 
 from inference_worker.regions import Place, Regions, Staged, aligned
 from inference_worker.runtime import Array, Image, Outputs, stack
-from shared import metrics
+from shared import metrics, tracing
 from shared.errors import CorruptImage, InferenceFailed, InferenceUnavailable
 from shared.models import Model
 from shared.store.arena import FOLDER, PREFIX
@@ -104,7 +104,9 @@ class Triton:
                     tensor = _as_input(stack(model, images), signature)
                     asked = InferInput(signature.input_name, list(tensor.shape), signature.datatype)
                     asked.set_data_from_numpy(tensor)
-                    result = await client.api.infer(model.triton_model, [asked], client_timeout=timeout_s)
+                    result = await client.api.infer(
+                        model.triton_model, [asked], client_timeout=timeout_s, headers=tracing.headers()
+                    )
                     if result is None:
                         raise InferenceUnavailable(f"Triton gave no answer for {model.triton_model!r}")
             except TimeoutError:
@@ -131,7 +133,9 @@ class Triton:
         async with self._client(model) as client:
             try:
                 async with asyncio.timeout(timeout_s):
-                    result = await client.api.infer(model.triton_model, asked, client_timeout=timeout_s)
+                    result = await client.api.infer(
+                        model.triton_model, asked, client_timeout=timeout_s, headers=tracing.headers()
+                    )
             except TimeoutError:
                 metrics.TRITON_ERRORS.labels(model.name, InferenceUnavailable.code).inc()
                 raise InferenceUnavailable(f"Triton did not answer within {timeout_s:.1f} s") from None
@@ -178,7 +182,11 @@ class Triton:
                 await self._register(client.api, place)
             try:
                 result = await client.api.infer(
-                    model.triton_model, [request.asked], outputs=request.wanted or None, client_timeout=timeout_s
+                    model.triton_model,
+                    [request.asked],
+                    outputs=request.wanted or None,
+                    client_timeout=timeout_s,
+                    headers=tracing.headers(),
                 )
                 break
             except InferenceServerException as error:

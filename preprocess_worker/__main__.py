@@ -8,7 +8,7 @@ import uvloop
 
 from preprocess_worker import worker
 from preprocess_worker.decoder import DecoderGone
-from shared import log
+from shared import log, tracing
 from shared.models import RegistryError
 from shared.settings import Settings, SettingsError, read
 
@@ -26,6 +26,7 @@ def main() -> int:
     try:
         settings = read()
         log.configure(settings, "preprocess_worker")
+        tracing.configure("preprocess_worker")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings))
     except (SettingsError, RegistryError) as error:
@@ -34,6 +35,8 @@ def main() -> int:
     except DecoderGone as error:
         print(f"preprocess_worker: {error}", file=sys.stderr)  # noqa: T201 - as above
         return 1
+    finally:
+        tracing.stop()
     return 0
 
 

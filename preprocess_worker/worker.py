@@ -27,6 +27,7 @@ from shared import metrics, models, tracing
 from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
 from shared.exposition import exposed
 from shared.heartbeat import beat_forever
+from shared.log import about
 from shared.messages import Ticket
 from shared.models import Registry
 from shared.settings import Settings
@@ -137,19 +138,26 @@ class Worker:
         self._free.release()
 
     async def _handle(self, ticket: Ticket) -> None:
+        about(ticket)
+        now_ms = self._store.clock.now_ms()
+        tracing.past(
+            "wait preprocess", ticket.traceparent, tracing.of(ticket),
+            began_ago_ms=now_ms - ticket.queued_ms, ended_ago_ms=now_ms - ticket.claimed_ms,
+        )  # fmt: skip
         try:
             if not self._overdue(ticket):  # else the sweep is about to end it
-                await self._decode(ticket)
+                with tracing.start("preprocess", ticket.traceparent, tracing.of(ticket), kind="consumer") as span:
+                    await self._decode(ticket, span)
                 self._jobs_done += 1
         except _OverdueError:
-            log.warning("job.left_to_sweep", job=ticket.id)
+            log.warning("job.left_to_sweep")
         except Exception as error:
             self._last_error = f"{type(error).__name__}: {error}"
-            log.exception("job.broken", job=ticket.id)
+            log.exception("job.broken")
         finally:
             self._consumer.done(ticket)
 
-    async def _decode(self, ticket: Ticket) -> None:
+    async def _decode(self, ticket: Ticket, span: tracing.Span) -> None:
         started = time.perf_counter()
         waited_ms = float(max(ticket.claimed_ms - ticket.queued_ms, 0))
         try:
@@ -159,22 +167,23 @@ class Worker:
                 data = await self._surely(ticket, lambda: self._store.uploads.get(ticket))
             decoded = await self._pool.decode(data, model.input_width, model.input_height, header_only=model.track == "D")
         except DecoderCrashed as error:
+            span.fail(error)
             await self._crashed(ticket, error)
         except MeshError as error:
+            span.fail(f"{error.code}: {error.detail}")
             await self._fail(ticket, error)
         except _OverdueError:
             raise
         except Exception as error:
-            log.exception("job.failed_unexpectedly", job=ticket.id)
+            span.fail(error)
+            log.exception("job.failed_unexpectedly")
             await self._fail(ticket, Internal(f"{type(error).__name__} in the preprocess worker"))
         else:
             timings_ms = {"preprocess_wait": waited_ms, "preprocess": round((time.perf_counter() - started) * 1000, 3)}
-            span = tracing.began(
-                "preprocess", ticket.traceparent, kind="consumer", ago_ms=(time.perf_counter() - started) * 1000
-            )
+            picture = decoded.image
+            span.set({"mesh.image": f"{picture.width}x{picture.height} {picture.format}", "mesh.decode_ms": decoded.decode_ms})
             kept = await self._hand_on(ticket, decoded, timings_ms)
-            tracing.ended(span, {"mesh.job": ticket.id, "mesh.model": ticket.model, "mesh.decode_ms": decoded.decode_ms})
-            log.debug("job.decoded", job=ticket.id, kept=kept, decode_ms=round(decoded.decode_ms, 3), **timings_ms)
+            log.debug("job.decoded", kept=kept, decode_ms=round(decoded.decode_ms, 3), **timings_ms)
 
     async def _hand_on(self, ticket: Ticket, decoded: Decoded, timings_ms: dict[str, float]) -> bool:
         place = decoded.place
@@ -205,7 +214,7 @@ class Worker:
 
     async def _crashed(self, ticket: Ticket, error: DecoderCrashed) -> None:
         crashes = await self._surely(ticket, lambda: self._store.jobs.crashed(ticket))
-        log.warning("job.decoder_crashed", job=ticket.id, crashes=crashes)
+        log.warning("job.decoder_crashed", crashes=crashes)
         if crashes >= CRASHES_MOST:
             await self._fail(ticket, error)
         else:
@@ -213,9 +222,7 @@ class Worker:
 
     async def _fail(self, ticket: Ticket, error: MeshError) -> None:
         self._last_error = f"{error.code}: {error.detail}"
-        log.info(
-            "job.failed", job=ticket.id, trace_id=tracing.trace_id(ticket.traceparent), code=error.code, detail=error.detail
-        )
+        log.info("job.failed", code=error.code, detail=error.detail)
         await self._surely(ticket, lambda: self._store.jobs.fail(ticket, error))
 
     async def _surely(self, ticket: Ticket, action: Callable[[], Awaitable[T]]) -> T:
@@ -228,7 +235,7 @@ class Worker:
                 if self._overdue(ticket):
                     raise _OverdueError from error
                 metrics.STORE_RETRIES.labels("preprocess").inc()
-                log.warning("store.retried", job=ticket.id, error=error.detail)
+                log.warning("store.retried", error=error.detail)
                 await asyncio.sleep(random.uniform(0, retry_s))  # noqa: S311 - jitter needs no secrecy
                 retry_s = min(retry_s * 2, RETRY_MOST_S)
 

@@ -6,6 +6,7 @@ import sys
 import structlog
 
 from shared import tracing
+from shared.messages import Ticket
 from shared.settings import Settings
 
 
@@ -24,7 +25,16 @@ def configure(settings: Settings, service: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
     structlog.contextvars.bind_contextvars(service=service)
-    tracing.configure(service)
+
+
+def who(ticket: Ticket) -> dict[str, str]:
+    """The names of a job and its trace in a line."""
+    return {"job_id": ticket.id, "trace_id": tracing.trace_id(ticket.traceparent)}
+
+
+def about(ticket: Ticket) -> None:
+    """Name a job and its trace in every line of this task from now on."""
+    structlog.contextvars.bind_contextvars(**who(ticket))
 
 
 def get() -> structlog.typing.FilteringBoundLogger:

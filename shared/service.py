@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from shared import log
+from shared import log, tracing
 from shared.errors import UnknownModel
 from shared.models import RegistryError
 from shared.settings import Settings, SettingsError, read
@@ -18,10 +18,13 @@ def main(name: str, run: Callable[[Settings, asyncio.Event], Awaitable[None]]) -
     try:
         settings = read()
         log.configure(settings, name)
+        tracing.configure(name)
         uvloop.run(_run(settings, run))
     except (SettingsError, RegistryError, UnknownModel) as error:
         print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - the one line for a person who started us by hand
         return 2
+    finally:
+        tracing.stop()
     return 0
 
 

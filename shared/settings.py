@@ -65,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dead_letter_ttl_s: Seconds = 86_400.0
     dead_letters: Count = 100
     slow_request_ms: Annotated[float, Meta(ge=0)] = 100.0
+    slow_stage_ms: Annotated[float, Meta(ge=0)] = 1000.0
 
     # webhooks
     webhook_secret: str = ""

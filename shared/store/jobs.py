@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from shared import metrics
+from shared import metrics, tracing
 from shared.access import NOBODY, Tenant
 from shared.errors import (
     DeadlinePassed,
@@ -46,6 +46,7 @@ from shared.messages import (
 )
 from shared.models import Model, Registry
 from shared.settings import Settings
+from shared.slow import SlowStages
 from shared.store import keys
 from shared.store.admission import Admission
 from shared.store.budget import ByteBudget
@@ -111,6 +112,7 @@ class Jobs:
         self._admission = admission
         self._result_ttl_ms = int(settings.result_ttl_s * 1000)
         self._dead_ttl_ms = int(max(settings.dead_letter_ttl_s, settings.result_ttl_s) * 1000)
+        self._slow = SlowStages(settings.slow_stage_ms)
         self._public = job_to_json if settings.event_encoding == "json" else job_to_msgpack
 
     def new_id(self, idempotency_key: str | None = None, tenant: Tenant = NOBODY, beside: str = "") -> str:
@@ -232,7 +234,7 @@ class Jobs:
         new_id = self.new_id(idempotency_key, tenant)
         return await self.accept(
             new_id, model=model, options=_options(fields[b"options"]), body=bytes(body), upload_bytes=len(body),
-            idempotency_key=idempotency_key, request_hash="", tenant=tenant,
+            idempotency_key=idempotency_key, request_hash="", tenant=tenant, traceparent=tracing.begin("replay"),
         )  # fmt: skip
 
     async def read(self, job_id: str) -> Job:
@@ -351,7 +353,9 @@ class Jobs:
             commands.append(self._end_command(job, "succeeded", str(ticket.fence), ticket))
             jobs.append(job)
         ends = await self._connection.run(*commands) if commands else []
-        return [_counted(job, kept) for job, kept in zip(jobs, ends, strict=True)]
+        return [
+            self._counted(job, kept, ticket.traceparent) for job, kept, (ticket, _) in zip(jobs, ends, results, strict=True)
+        ]
 
     async def fail(self, ticket: Ticket, error: MeshError, timings_ms: dict[str, float] | None = None) -> bool:
         """End a job with an error. False: another end came first."""
@@ -359,7 +363,7 @@ class Jobs:
         job.error = JobProblem(error.code, error.detail)
         job.timings_ms = ticket.timings_ms | (timings_ms or {})
         command = self._end_command(job, "failed", str(ticket.fence), ticket, await self._budget.limit_bytes())
-        return _counted(job, (await self._connection.run(command))[0])
+        return self._counted(job, (await self._connection.run(command))[0], ticket.traceparent)
 
     async def release(self, ticket: Ticket) -> bool:
         """Give a claimed job back to the end of its queue."""
@@ -440,7 +444,7 @@ class Jobs:
             raise StoreUnavailable("the job vanished while it was being ended", retry_after_s=1)
         told = _Told(int(created_ms), bytes(reply_to or b"").decode(), bytes(tenant or b"").decode())
         command = self._end_command(job, status, "", told, await self._budget.limit_bytes())
-        return _counted(job, (await self._connection.run(command))[0])
+        return self._counted(job, (await self._connection.run(command))[0])
 
     def _end_command(self, job: Job, status: Status, fence: str, told: "_Told | Ticket", budget_bytes: int = 0) -> Command:
         """Turn `job` into its final form and make the command that stores and tells it."""
@@ -462,6 +466,13 @@ class Jobs:
             *([keys.of_tenant(told.tenant, name) for name in (keys.RESULTS_CHANNEL, keys.results_of(job.model))]
               if told.tenant else []),
         )  # fmt: skip
+
+    def _counted(self, job: Job, kept: Any, traceparent: str = "") -> bool:
+        """Whether this end is the job's one; then it is counted, and logged if it was slow."""
+        if kept:
+            metrics.job_ended(job)
+            self._slow.tell(job, traceparent)
+        return bool(kept)
 
     @staticmethod
     def _channels_of(job_id: str, tenant: str) -> list[str]:
@@ -535,10 +546,3 @@ class Jobs:
             tenant=fields.get(b"tenant", b"").decode(),
             crashes=int(fields.get(b"crashes", b"0")),
         )
-
-
-def _counted(job: Job, kept: Any) -> bool:
-    """Whether this end is the job's one; then it is counted."""
-    if kept:
-        metrics.job_ended(job)
-    return bool(kept)

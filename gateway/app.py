@@ -23,7 +23,7 @@ from gateway import closing, problems
 from gateway.access import AccessMiddleware
 from gateway.mesh import Mesh
 from gateway.middleware import RequestMiddleware
-from gateway.routes import batches, documents, events, health, jobs, models, predict
+from gateway.routes import batches, documents, events, health, images, jobs, models, predict
 from gateway.security_headers import SecurityHeadersMiddleware
 from shared import access, errors, log, tracing
 from shared import models as registry
@@ -43,6 +43,7 @@ ROUTES: list[BaseRoute] = [
     *documents.ROUTES,
     *jobs.ROUTES,
     *events.ROUTES,
+    *images.ROUTES,
     *batches.ROUTES,
     *predict.ROUTES,
     *models.ROUTES,

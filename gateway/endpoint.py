@@ -114,6 +114,7 @@ CALLBACK_URL = Parameter(
     str,
     "Told the end by a signed POST (Standard Webhooks), where the mesh sends webhooks; see docs/webhooks.md.",
 )
+KEEP_UPLOAD = Parameter("keep_upload", bool, "Keep the picture with its result, so that it can be drawn.", example=True)
 PREFER = Parameter(
     "Prefer", str, "`wait=10` waits up to 10 seconds for the end; `respond-async` does not wait.", "header", "wait=10"
 )

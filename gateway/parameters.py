@@ -8,13 +8,15 @@ import difflib
 import math
 import re
 from collections.abc import Collection
+from typing import Literal
 
+import msgspec
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from gateway import addresses
 from shared.errors import InvalidParameter
-from shared.messages import JobOptions
+from shared.messages import Drawing, JobOptions
 from shared.models import Model
 from shared.settings import Settings
 
@@ -62,6 +64,27 @@ def job_options(query: QueryParams, model: Model) -> JobOptions:
         max_detections=None if most is None else int(most),
         class_ids=model.class_ids(classes),
     )
+
+
+def keep_upload(query: QueryParams, settings: Settings) -> bool:
+    """Whether the picture is kept with the result: as the request says, else as the mesh does."""
+    return yes_or_no(query, "keep_upload", default=settings.keep_uploads)
+
+
+def drawing(query: QueryParams) -> Drawing:
+    """How a picture is drawn.
+
+    Raises:
+        InvalidParameter: the format is unknown, or the size no whole number in range.
+    """
+    side = _number("max_side", query.get("max_side"), 16, 4096)
+    if side is not None and side != int(side):
+        raise InvalidParameter(f"max_side: {query['max_side']!r} is not a whole number")
+    try:
+        wanted: Literal["jpeg", "webp", "png"] = msgspec.convert(query.get("format") or "jpeg", Literal["jpeg", "webp", "png"])
+    except msgspec.ValidationError:
+        raise InvalidParameter(f"format: {query['format']!r} is not jpeg, webp or png") from None
+    return Drawing(wanted, Drawing().max_side if side is None else int(side))
 
 
 def callback_url(query: QueryParams, settings: Settings) -> str | None:

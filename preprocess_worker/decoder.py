@@ -65,7 +65,7 @@ class Decoder:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     pass_fds=(theirs.fileno(),),
-                    env=_environment(),
+                    env=child_environment(),
                 )
             except BaseException:
                 ours.close()
@@ -162,7 +162,8 @@ class Decoder:
         return wire.unpack_reply(packet)
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """The environment of a process that parses pictures."""
     # The settings hold secrets (the store's password), and the child is where hostile bytes are parsed.
     ours = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
     return ours | {"VIPS_BLOCK_UNTRUSTED": "1", "VIPS_CONCURRENCY": "1", "MALLOC_ARENA_MAX": "2"}

@@ -22,6 +22,7 @@ from preprocess_worker.areas import TensorAreas, make_arena
 from preprocess_worker.decoder import Decoded
 from preprocess_worker.formats import Limits
 from preprocess_worker.pool import DecoderPool
+from preprocess_worker.rendering import Rendering
 from preprocess_worker.sharing import Sharing
 from shared import metrics, models, tracing
 from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
@@ -271,6 +272,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         upkeep = [
             group.create_task(store.sweep_forever()),
             group.create_task(worker.sharing.keep_up()),
+            group.create_task(Rendering(settings, store, limits).work()),
             group.create_task(beat_forever(store, settings.heartbeat_s, "preprocess", name, worker.status)),
         ]
         log.info("worker.started", name=name, decoders=size)

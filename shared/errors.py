@@ -64,6 +64,10 @@ class UnknownJob(RequestError):
     code, status, title = "unknown-job", 404, "No such job"
 
 
+class PictureNotKept(RequestError):
+    code, status, title = "picture-not-kept", 404, "The job's picture is not kept"
+
+
 class MethodNotAllowed(RequestError):
     code, status, title = "method-not-allowed", 405, "Method not allowed"
 
@@ -74,6 +78,10 @@ class BodyTimeout(RequestError):
 
 class StillAccepting(RequestError):
     code, status, title = "still-accepting", 409, "A request with this key is being accepted"
+
+
+class NoResult(RequestError):
+    code, status, title = "no-result", 409, "The job has no result"
 
 
 class ExpiredJob(RequestError):

@@ -114,6 +114,17 @@ class JobOptions(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     max_detections: int | None = None
     class_ids: list[int] = []
     callback_url: str | None = None
+    keep_upload: bool = False
+
+
+class Drawing(msgspec.Struct, frozen=True, array_like=True):
+    """How a picture with its detections is drawn; `max_side` in pixels, the picture is never enlarged."""
+
+    format: Literal["jpeg", "webp", "png"] = "jpeg"
+    max_side: int = 1280
+
+    def __str__(self) -> str:
+        return f"{self.format}:{self.max_side}"
 
 
 class Placement(msgspec.Struct, frozen=True, array_like=True):

@@ -59,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # how long things take and are kept
     job_deadline_s: Seconds = 120.0
     result_ttl_s: Seconds = 3600.0
+    keep_uploads: bool = False
     max_wait_s: Seconds = 30.0
     lease_s: Seconds = 10.0
     heartbeat_s: Seconds = 2.0

@@ -13,6 +13,7 @@ from gateway.endpoint import (
     FORMAT,
     IDEMPOTENCY_KEY,
     JOB_ID,
+    KEEP_UPLOAD,
     MODEL,
     OPTIONS,
     PREFER,
@@ -34,10 +35,12 @@ async def submit(request: Request) -> Response:
     mesh: Mesh = request.state.mesh
     async with uploads.open_body(request, mesh) as body:
         query = request.query_params
-        parameters.check_names(query, parameters.submit_names("model", "format", "callback_url"))
+        parameters.check_names(query, parameters.submit_names("model", "format", "callback_url", "keep_upload"))
         model = mesh.registry.get(query.get("model") or mesh.settings.default_model)
         callback_url = parameters.callback_url(query, mesh.settings)
-        options = msgspec.structs.replace(parameters.job_options(query, model), callback_url=callback_url)
+        keeps = parameters.keep_upload(query, mesh.settings)
+        options = parameters.job_options(query, model)
+        options = msgspec.structs.replace(options, callback_url=callback_url, keep_upload=keeps)
         format_name = encoders.check_format(query.get("format"))
         wait_s = parameters.preferred_wait_s(request, mesh.settings.max_wait_s)
         upload = await uploads.receive(request, body, mesh)
@@ -131,7 +134,7 @@ ROUTES = [
         "/v1/jobs",
         submit,
         tag="Jobs",
-        parameters=(MODEL, *OPTIONS, FORMAT, CALLBACK_URL, PREFER, IDEMPOTENCY_KEY),
+        parameters=(MODEL, *OPTIONS, FORMAT, CALLBACK_URL, KEEP_UPLOAD, PREFER, IDEMPOTENCY_KEY),
         takes="picture",
         answers=(
             Answer(

@@ -12,7 +12,7 @@ import random
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import cast
 
 import structlog
@@ -134,10 +134,16 @@ class Events:
             finally:
                 await self._unsubscribe(channel)
 
-    @asynccontextmanager
-    async def bell_of_batch(self, batch_id: str) -> AsyncGenerator[asyncio.Event]:
+    def bell_of_batch(self, batch_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
         """An event that is set whenever a member of the batch ends, or may have: read the batch then."""
-        channel = keys.events_of_batch(batch_id)
+        return self._bell(keys.events_of_batch(batch_id))
+
+    def bell_of_render(self, job_id: str) -> AbstractAsyncContextManager[asyncio.Event]:
+        """An event that is set whenever a picture of the job has been drawn, or may have: ask for it again then."""
+        return self._bell(keys.events_of_render(job_id))
+
+    @asynccontextmanager
+    async def _bell(self, channel: str) -> AsyncGenerator[asyncio.Event]:
         bell = asyncio.Event()
         self._bells[channel].add(bell)
         await self._subscribe(channel)

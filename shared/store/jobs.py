@@ -407,7 +407,11 @@ class Jobs:
         return int(await self._connection.run_one("HINCRBY", keys.job(ticket.partition, ticket.id), "crashes", 1))
 
     async def sweep(self, partition: int) -> int:
-        """End what is past its deadline and drop uploads that were never accepted; returns how many."""
+        """End what is past its deadline, drop uploads that were never accepted, forget those that were kept long enough;
+        returns how many of the first two."""
+        await self._connection.run(
+            self._connection.call("forget_kept", [keys.kept(partition), keys.reserved(partition)], SWEEP_AT_ONCE)
+        )
         due = await self._connection.run_one(
             "ZRANGEBYSCORE", keys.live(partition), "-inf", int(self._clock.now_ms()) - SWEEP_GRACE_MS,
             "LIMIT", 0, SWEEP_AT_ONCE,
@@ -452,15 +456,16 @@ class Jobs:
         job.status, job.stage, job.finished_at = status, None, timestamp(now_ms)
         job.timings_ms["total"] = round(max(now_ms - told.created_ms, 0.0), 3)
         partition = self._ids.partition(job.id)
+        keeps = status == "succeeded" and isinstance(told, Ticket) and told.options.keep_upload
         is_dead = job.error is not None and is_ours(job.error.code)
         return self._connection.call(
             "end",
             [
                 keys.job(partition, job.id), keys.upload(partition, job.id), keys.live(partition),
-                keys.reserved(partition), keys.RESULTS_STREAM, keys.dead(partition),
+                keys.reserved(partition), keys.RESULTS_STREAM, keys.dead(partition), keys.kept(partition),
             ],
             job.id, fence, status, job_to_msgpack(job), self._public(job), self._result_ttl_ms, keys.GROUP,
-            self._settings.results_stream_length, "0", told.reply_to,
+            self._settings.results_stream_length, "1" if keeps else "0", told.reply_to,
             self._dead_ttl_ms if is_dead else "", self._settings.dead_letters, int(budget_bytes * DEAD_SHARE_OF_BUDGET),
             keys.RESULTS_CHANNEL, keys.results_of(job.model), *self._channels_of(job.id, told.tenant),
             *([keys.of_tenant(told.tenant, name) for name in (keys.RESULTS_CHANNEL, keys.results_of(job.model))]

@@ -11,6 +11,9 @@
     {mesh:P}:batch:ID               hash    batch_*, end          as the jobs of the batch, whose IDs it holds
     {mesh:P}:outbox                 stream  end, batch_seal       what callbacks are to be told; three days from the last entry
     {mesh:P}:deliveries:ID          list    webhooks              how the callback was told so far; a day from the last try
+    {mesh:P}:kept                   zset    end, sweep            uploads kept with their results: ID -> end (ms); swept
+    {mesh:P}:renders                list    gateway               pictures to be drawn; five minutes from the last request
+    {mesh:P}:render:ID:HOW          string  preprocess worker     a drawn picture (or who asks, `:asked`); five minutes
     {mesh:P}:queue:preprocess       stream  accept, release       entries carry only `id`; acked and deleted when done
     {mesh:P}:queue:inference:MODEL  stream  decoded, release      the same
     mesh:stream:results             stream  end                   every finished job, capped (MESH_RESULTS_STREAM_LENGTH)
@@ -22,6 +25,7 @@
     mesh:results       every finished job
     mesh:results:M     every finished job of model M
     mesh:jobs:ID       every event of one job
+    mesh:renders:ID    that a picture of a job has been drawn
     mesh:batches:ID    the ID of a batch, whenever a member of it ends
     mesh:tenant:T:…    the same three again, for the jobs of tenant T: `results`, `results:M`, `jobs:ID`
     mesh:wake:NAME     jobs whose end one gateway process waits for; internal, always MessagePack
@@ -97,6 +101,21 @@ def deliveries(partition: int, subject_id: str) -> str:
     return f"{_tag(partition)}:deliveries:{subject_id}"
 
 
+def kept(partition: int) -> str:
+    """What keeps its upload with its result, by when both go."""
+    return f"{_tag(partition)}:kept"
+
+
+def renders(partition: int) -> str:
+    """The requests for drawn pictures."""
+    return f"{_tag(partition)}:renders"
+
+
+def render(partition: int, job_id: str, how: str) -> str:
+    """A drawn picture."""
+    return f"{_tag(partition)}:render:{job_id}:{how}"
+
+
 def queue(partition: int, stage: str) -> str:
     """The stream of a stage: `preprocess` or `inference:MODEL`."""
     return f"{_tag(partition)}:queue:{stage}"
@@ -115,6 +134,11 @@ def events_of(job_id: str) -> str:
 def events_of_batch(batch_id: str) -> str:
     """The channel of one batch's progress."""
     return f"mesh:batches:{batch_id}"
+
+
+def events_of_render(job_id: str) -> str:
+    """The channel that tells when a picture of a job has been drawn."""
+    return f"mesh:renders:{job_id}"
 
 
 def of_tenant(tenant: str, channel: str) -> str:

@@ -23,6 +23,7 @@ from shared.store.heartbeats import Heartbeats
 from shared.store.ids import Ids
 from shared.store.jobs import Jobs
 from shared.store.rates import Rates
+from shared.store.renders import Renders
 from shared.store.streams import Consumer
 from shared.store.tensors import Tensors
 from shared.store.uploads import Uploads
@@ -52,6 +53,7 @@ class Store:
         self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.tensors, self.admission)
         self.batches = Batches(self._connection, settings, self.clock, self.jobs)
         self.webhooks = Webhooks(self._connection, settings, self.jobs)
+        self.renders = Renders(self._connection, settings.partitions, self.jobs)
         self.dead_letters = DeadLetters(self._connection, settings.partitions, self.jobs)
         self.events = Events(self._connection, self.jobs.read)
         self.heartbeats = Heartbeats(self._connection, self.clock, alive_s=settings.heartbeat_s * 3)

@@ -30,7 +30,7 @@ def ids(mesh) -> dict[str, str]:
     """The IDs that stand for JOB and BATCH in examples."""
     wait = {"prefer": "wait=20"}
     with httpx.Client(base_url=mesh.url, timeout=30, headers=wait) as http:
-        job = http.post("/v1/jobs", files={"image": CAT})
+        job = http.post("/v1/jobs", params={"keep_upload": "true"}, files={"image": CAT})
         batch = http.post("/v1/batches", files=[("images", CAT), ("images", b"no picture")])
     return {"JOB": job.json()["id"], "BATCH": batch.json()["id"]}
 

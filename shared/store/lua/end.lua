@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- End a job, once: result and TTL, pictures out, ack and delete, publish last.
--- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 results stream, 6 dead letters
+-- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 results stream, 6 dead letters, 7 kept
 -- ARGV: 1 id, 2 fence ("" for cancel and expiry, which need none), 3 status, 4 result (MessagePack), 5 public payload,
 --       6 result TTL in ms, 7 group, 8 stream length, 9 keep the upload (`1`), 10 wake channel ("" for none),
 --       11 TTL in ms of a dead letter ("" if this end is none), 12 most dead letters, 13 most bytes of theirs, 14.. channels
@@ -43,7 +43,9 @@ end
 if ARGV[11] ~= '' then
   bury()
 elseif ARGV[9] == '1' then
+  -- What was reserved stays so, for the picture and what is drawn of it, until both go.
   redis.call('PEXPIRE', KEYS[2], ARGV[6])
+  redis.call('ZADD', KEYS[7], now_ms() + tonumber(ARGV[6]), ARGV[1])
 else
   redis.call('DEL', KEYS[2])
   redis.call('HDEL', KEYS[1], 'options')
@@ -57,7 +59,9 @@ if job[3] then
   redis.call('XDEL', job[4], job[3])
 end
 redis.call('ZREM', KEYS[3], ARGV[1])
-give_back(KEYS[4], ARGV[1])
+if ARGV[11] ~= '' or ARGV[9] ~= '1' then
+  give_back(KEYS[4], ARGV[1])
+end
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'id', ARGV[1], 'job', ARGV[5])
 if job[8] then
   outbox_add(job[8], 'job', ARGV[1], job[9], ARGV[4])

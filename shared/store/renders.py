@@ -1,0 +1,121 @@
+"""Pictures with their detections drawn in: asked for by a gateway, made by a preprocess worker, kept for a few minutes.
+
+    gateway ──ask──▶ list of requests ──take──▶ preprocess worker ──put──▶ the picture, or why there is none ──▶ gateway
+
+Drawing again is no harm, so a request has no lease: whoever waits asks again after a while, in case the worker died.
+"""
+
+import msgspec
+
+from shared.errors import BY_CODE, ExpiredJob, Internal, MeshError, NoResult, PictureNotKept
+from shared.messages import Drawing, Job
+from shared.store import keys
+from shared.store.connection import Connection
+from shared.store.jobs import Jobs
+
+KEPT_S = 300.0
+ASK_AGAIN_S = 8.0
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """What is to be drawn, and how."""
+
+    job_id: str
+    drawing: Drawing
+
+
+class Drawn(msgspec.Struct, frozen=True, array_like=True):
+    """The encoded picture; or the code and detail of the problem with it."""
+
+    picture: bytes = b""
+    code: str = ""
+    detail: str = ""
+
+
+_request = msgspec.msgpack.Decoder(Request).decode
+_drawn = msgspec.msgpack.Decoder(Drawn).decode
+
+
+class Renders:
+    """Requests and what came of them."""
+
+    def __init__(self, connection: Connection, partitions: int, jobs: Jobs) -> None:
+        self._connection = connection
+        self._partitions = partitions
+        self._jobs = jobs
+        self._turn = 0
+
+    # --- the gateway's side ---------------------------------------------------------------------------------------
+
+    async def check(self, job_id: str) -> None:
+        """See that a job has something to draw.
+
+        Raises:
+            NoResult: it has not succeeded, or not yet.
+            PictureNotKept: its picture is not kept.
+            UnknownJob, ExpiredJob, StoreUnavailable: see `Jobs.read`.
+        """
+        job = await self._jobs.read(job_id)
+        if job.status != "succeeded":
+            raise NoResult(f"the job is {job.status}; there is nothing to draw", job_id=job_id)
+        if not await self._connection.run_one("EXISTS", keys.upload(self._jobs.partition(job_id), job_id)):
+            raise PictureNotKept("the picture of this job is not kept; send it with keep_upload=true", job_id=job_id)
+
+    async def ask(self, job_id: str, drawing: Drawing) -> bytes | None:
+        """The picture if it has been drawn, else `None`; it is then asked for, unless somebody did so a moment ago.
+
+        Raises:
+            JobError: the picture cannot be drawn.
+        """
+        partition = self._jobs.partition(job_id)
+        name, asked = keys.render(partition, job_id, str(drawing)), keys.render(partition, job_id, f"{drawing}:asked")
+        found, is_first = await self._connection.run(("GET", name), ("SET", asked, "1", "NX", "PX", int(ASK_AGAIN_S * 1000)))
+        if found is not None:
+            drawn = _drawn(found)
+            if drawn.code:
+                raise BY_CODE.get(drawn.code, Internal)(drawn.detail, job_id=job_id)
+            return drawn.picture
+        if is_first:
+            requests = keys.renders(partition)
+            await self._connection.run(
+                ("RPUSH", requests, _pack(Request(job_id, drawing))), ("PEXPIRE", requests, int(KEPT_S * 1000))
+            )
+        return None
+
+    # --- the worker's side ----------------------------------------------------------------------------------------
+
+    async def take(self, block_s: float) -> Request | None:
+        """The next request, waiting up to `block_s` for it."""
+        for _ in range(self._partitions):
+            self._turn = (self._turn + 1) % self._partitions
+            wait_s = block_s / self._partitions
+            answer = await self._connection.read_group("renders", wait_s, "BLPOP", keys.renders(self._turn), wait_s)
+            if answer:
+                return _request(answer[1])
+        return None
+
+    async def subject(self, request: Request) -> tuple[Job, bytes]:
+        """The job and its picture.
+
+        Raises:
+            PictureNotKept: one of them is gone meanwhile.
+        """
+        upload = await self._connection.run_one("GET", keys.upload(self._jobs.partition(request.job_id), request.job_id))
+        try:
+            job = await self._jobs.read(request.job_id)
+        except ExpiredJob:
+            upload = job = None
+        if upload is None or job is None:
+            raise PictureNotKept("the picture of this job is no longer kept")
+        return job, bytes(upload)
+
+    async def put(self, request: Request, outcome: bytes | MeshError) -> None:
+        """Keep what came of a request for a while, and tell who waits."""
+        drawn = Drawn(code=outcome.code, detail=outcome.detail) if isinstance(outcome, MeshError) else Drawn(outcome)
+        name = keys.render(self._jobs.partition(request.job_id), request.job_id, str(request.drawing))
+        await self._connection.run(
+            ("SET", name, _pack(drawn), "PX", int(KEPT_S * 1000)),
+            ("PUBLISH", keys.events_of_render(request.job_id), str(request.drawing)),
+        )

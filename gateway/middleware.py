@@ -88,7 +88,11 @@ class RequestMiddleware:
         span.end()
         if took_ms > self._slow_ms and not scope.get("waited"):
             spent_ms = {name: round(ms, 1) for name, ms in scope.get("spent_ms", {}).items()}
-            log.warning("request.slow", status=status, took_ms=round(took_ms, 1), spent_ms=spent_ms, **self._who(scope))
+            stages_ms = scope.get("stages_ms")
+            log.warning(
+                "request.slow", status=status, took_ms=round(took_ms, 1), spent_ms=spent_ms, stages_ms=stages_ms,
+                **self._who(scope),
+            )  # fmt: skip
 
     @staticmethod
     def _span(scope: Scope, parent: str) -> tracing.Span:

@@ -12,9 +12,10 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
 
 from gateway import metrics, ports
-from shared import access, models
+from shared import access
 from shared.access import AccessError
 from shared.errors import UnknownModel
+from shared.live_registry import LiveRegistry
 from shared.models import RegistryError
 from shared.settings import Settings, SettingsError, read
 
@@ -47,8 +48,7 @@ def main() -> int:
     """Check the configuration, then serve; returns the exit code."""
     try:
         settings = read()
-        registry = models.load(settings.models)
-        registry.get(settings.default_model)
+        registry = LiveRegistry(settings.models, settings.default_model)
         access.load(settings.api_keys)
         ports.check(settings.host, settings.port)
     except (SettingsError, RegistryError, UnknownModel, AccessError, ports.PortTaken) as error:

@@ -160,6 +160,7 @@ class Health(msgspec.Struct):
     workers: list[WorkerHealth]
     queues: dict[str, Depth]
     models: dict[str, ModelHealth]
+    registry_problem: str | None
     byte_budget: Budget | None
     optimizations: dict[str, Any]
 
@@ -185,6 +186,14 @@ class ConnectionPool(msgspec.Struct):
     workers: list[dict[str, Any]]
 
 
+class TritonSays(msgspec.Struct):
+    """A model's name in Triton, its state there and, where it is not ready, Triton's reason."""
+
+    model: str
+    state: str
+    reason: str
+
+
 class ModelSummary(msgspec.Struct, kw_only=True):
     """A model and whether it is ready."""
 
@@ -192,6 +201,8 @@ class ModelSummary(msgspec.Struct, kw_only=True):
     family: str
     track: str
     ready: bool
+    loaded: bool
+    triton: TritonSays | None
     input_width: int
     input_height: int
     nms_location: str

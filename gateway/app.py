@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncGenerator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,8 +26,8 @@ from gateway.middleware import RequestMiddleware
 from gateway.routes import batches, documents, events, health, images, jobs, models, predict
 from gateway.security_headers import SecurityHeadersMiddleware
 from shared import access, errors, log, tracing
-from shared import models as registry
 from shared.heartbeat import beat_forever
+from shared.live_registry import LiveRegistry
 from shared.parent import die_with_parent
 from shared.settings import Settings, read
 from shared.store import connect
@@ -60,14 +60,16 @@ def create(settings: Settings | None = None) -> Starlette:
     settings = settings or read()
     log.configure(settings, "gateway")
     tracing.configure("gateway")
-    served = registry.load(settings.models)
-    served.get(settings.default_model)
+    served = LiveRegistry(settings.models, settings.default_model)
     keys = access.load(settings.api_keys)
     middleware = [
         Middleware(SecurityHeadersMiddleware),
         Middleware(RequestMiddleware, slow_ms=settings.slow_request_ms),
         *([Middleware(AccessMiddleware, keys=keys)] if keys else []),
     ]
+
+    def status() -> dict[str, Any]:
+        return {"metrics_port": settings.metrics_port, "last_error": served.problem or None}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[State]:
@@ -76,9 +78,7 @@ def create(settings: Settings | None = None) -> Starlette:
             die_with_parent(granian.pid)  # its workers would else outlive it and keep the port
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with connect(settings) as store, store.events:
-            beat = asyncio.create_task(
-                beat_forever(store, settings.heartbeat_s, "gateway", name, lambda: {"metrics_port": settings.metrics_port})
-            )
+            beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, status))
             try:
                 with closing.watch() as told_to_stop:
                     yield {"mesh": Mesh(settings, served, store, name, told_to_stop)}

@@ -6,6 +6,7 @@ import time
 import msgspec
 
 from shared.access import NOBODY, Tenant
+from shared.live_registry import LiveRegistry
 from shared.models import Registry
 from shared.settings import Settings
 from shared.store import Store
@@ -15,7 +16,7 @@ class Mesh(msgspec.Struct, frozen=True):
     """The settings, the models and the store of this gateway process."""
 
     settings: Settings
-    registry: Registry
+    live_registry: LiveRegistry
     store: Store
     name: str
     closing: asyncio.Event
@@ -24,6 +25,11 @@ class Mesh(msgspec.Struct, frozen=True):
     """Whose request this is; `NOBODY` where no keys are configured."""
     started_s: float = msgspec.field(default_factory=time.monotonic)
     """When this process started, by its monotonic clock."""
+
+    @property
+    def registry(self) -> Registry:
+        """The models at this moment."""
+        return self.live_registry.now
 
     def of(self, tenant: Tenant) -> "Mesh":
         """The same mesh for a request of this tenant."""

@@ -26,6 +26,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from shared.errors import MeshError
 from shared.exposition import Answer, exposed
+from shared.live_registry import LiveRegistry
 from shared.models import Registry
 from shared.settings import Settings
 from shared.store import Store, connect
@@ -35,7 +36,7 @@ FOLDED_PID = "0"
 
 
 @contextlib.contextmanager
-def told(settings: Settings, registry: Registry) -> Generator[None]:
+def told(settings: Settings, registry: LiveRegistry) -> Generator[None]:
     """Tell the metrics of this gateway while the block lasts. Enter it before worker processes are made."""
     if not settings.metrics_port:
         yield
@@ -54,14 +55,14 @@ def told(settings: Settings, registry: Registry) -> Generator[None]:
             thread.join(timeout=2)
 
 
-async def _tell(settings: Settings, models: Registry, folder: Path, stop: asyncio.Event) -> None:
+async def _tell(settings: Settings, models: LiveRegistry, folder: Path, stop: asyncio.Event) -> None:
     async with connect(settings) as store:
 
         async def metrics() -> Answer:
             fold(folder)
             registry = CollectorRegistry()
             MultiProcessCollector(registry, str(folder))
-            registry.register(_Readings(await readings(store, models)))
+            registry.register(_Readings(await readings(store, models.now)))
             return 200, CONTENT_TYPE_PLAIN_0_0_4, generate_latest(registry)
 
         async def targets() -> Answer:

@@ -25,6 +25,7 @@ from shared.errors import (
     EmptyBody,
     MalformedMultipart,
     MeshError,
+    ModelUnavailable,
     RequestError,
     StoreUnavailable,
     TooLarge,
@@ -94,6 +95,7 @@ class Upload:
         """Make it a job; with an idempotency key perhaps one that exists.
 
         Raises:
+            ModelUnavailable: it was unloaded.
             Overloaded, StoreUnavailable, IdempotencyMismatch: see `Jobs.accept`; nothing is left behind.
         """
         if self._hash:
@@ -105,6 +107,7 @@ class Upload:
         # This span is the parent of all that happens to the job later, in whichever process.
         span = tracing.start("accept", traceparent, attributes, kind="producer")
         try:
+            _check_loaded(self._mesh, model)
             job = await self._mesh.store.jobs.accept(
                 self.job_id,
                 model=model,
@@ -164,6 +167,11 @@ def hash_key(mesh: Mesh, idempotency_key: str | None) -> str | None:
     if not idempotency_key:
         return None
     return hashlib.blake2b(f"{mesh.tenant.name}\0{idempotency_key}".encode(), digest_size=16).hexdigest()
+
+
+def _check_loaded(mesh: Mesh, model: Model) -> None:
+    if model.name in mesh.registry.unloaded:
+        raise ModelUnavailable(f"model {model.name!r} is unloaded; `visionmesh models load {model.name}` brings it back")
 
 
 def open_body(request: Request, mesh: Mesh) -> Body:

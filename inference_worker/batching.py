@@ -115,7 +115,10 @@ class Batching:
                 if tensor is None:
                     await self._again(ticket)
                 elif not ticket.affine and len(tensor) != self.model.tensor_bytes:
-                    await self._fail(ticket, Internal(f"the tensor has {len(tensor)} bytes, not {self.model.tensor_bytes}"))
+                    await self._fail(
+                        ticket,
+                        Internal(f"the tensor has {len(tensor)} bytes, not {self.model.tensor_bytes}; was the model replaced?"),
+                    )
                 else:
                     good.append((ticket, tensor))
             if good:

@@ -11,7 +11,7 @@ only offsets travel. A Triton that was restarted knows no region; it is told aga
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,6 +32,12 @@ ENCODED_INPUTS = frozenset({"encoded", "length", "affine"})
 """What a model of track D takes (`inference_worker.encoded`)."""
 
 METADATA_TIMEOUT_S = 5.0
+LOAD_TIMEOUT_S = 300.0
+"""A plan of a large model may take minutes to come from a slow disk."""
+
+CONTROL_HEADER = "triton-grpc-protocol-x-mesh-control"
+"""What a Triton that was started with --grpc-restricted-protocol=...:x-mesh-control=KEY wants to see."""
+
 READY_TIMEOUT_S = 1.0
 
 TLS = "grpcs://"
@@ -61,6 +67,14 @@ def _connect(url: str, ca: str, channel_args: list[tuple[str, int]] | None = Non
     return InferenceServerClient(url.removeprefix(TLS), ssl=is_tls, root_certificates=ca or None, channel_args=channel_args)
 
 
+class ModelState(msgspec.Struct, frozen=True):
+    """A model as Triton's repository index has it: `READY`, `LOADING`, `UNLOADING`, `UNAVAILABLE`, or `UNLOADED` where it was
+    never loaded; `reason` is Triton's word on why it is not there."""
+
+    state: str
+    reason: str
+
+
 class _Client:
     """A client and how many calls are in it."""
 
@@ -77,11 +91,14 @@ _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_l
 class Triton:
     """The `Runtime` of tracks B and C."""
 
-    def __init__(self, url: str, most_clients: int, regions: Regions | None = None, ca: str = "") -> None:
+    def __init__(
+        self, url: str, most_clients: int, regions: Regions | None = None, ca: str = "", control_key: str = ""
+    ) -> None:
         self.sharing = False
         """Whether Triton shares this host's memory, as `probe` last found."""
         self._url = url
         self._ca = ca
+        self._control_headers = {CONTROL_HEADER: control_key} if control_key else None
         self._most_clients = most_clients
         self._regions = regions
         self._registered: set[str] = set()
@@ -262,6 +279,48 @@ class Triton:
             except InferenceServerException:
                 return False
 
+    async def index(self) -> dict[str, ModelState]:
+        """What Triton says of all models of its repositories, by its names.
+
+        Raises:
+            InferenceUnavailable: it does not answer, or its model control is closed to us.
+        """
+        self._control = self._control or _connect(self._url, self._ca)
+        try:
+            answer: Any = await self._control.get_model_repository_index(
+                headers=self._control_headers, client_timeout=METADATA_TIMEOUT_S
+            )
+        except InferenceServerException as error:
+            raise InferenceUnavailable(f"Triton does not tell its models: {error.message()}") from None
+        states: dict[str, ModelState] = {}
+        for version in answer.models:
+            if states.get(version.name, ModelState("", "")).state != "READY":
+                states[version.name] = ModelState(version.state or "UNLOADED", version.reason)
+        return states
+
+    async def load_model(self, name: str) -> None:
+        """Have Triton load a model of its repositories, or load it anew if its files have changed.
+
+        Raises:
+            InferenceUnavailable: it cannot be loaded; Triton's reason is in the detail.
+        """
+        await self._change(name, InferenceServerClient.load_model)
+
+    async def unload_model(self, name: str) -> None:
+        """Have Triton let a model go.
+
+        Raises:
+            InferenceUnavailable: see `load_model`.
+        """
+        await self._change(name, InferenceServerClient.unload_model)
+
+    async def _change(self, name: str, change: Callable[..., Awaitable[None]]) -> None:
+        self._control = self._control or _connect(self._url, self._ca)
+        try:
+            await change(self._control, name, headers=self._control_headers, client_timeout=LOAD_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise InferenceUnavailable(" ".join(str(error.message()).split())[:500]) from None
+
     async def close(self) -> None:
         """Close all clients."""
         clients, self._clients = self._clients, OrderedDict()
@@ -284,11 +343,11 @@ class Triton:
 
     @asynccontextmanager
     async def _client(self, model: Model) -> AsyncGenerator[_Client]:
-        client = self._clients.get(model.name)
+        client = self._clients.get(model.triton_model)
         if client is None:
-            client = self._clients[model.name] = _Client(self._url, self._ca)
+            client = self._clients[model.triton_model] = _Client(self._url, self._ca)
             log.info("triton.client_created", model=model.name, url=self._url)
-        self._clients.move_to_end(model.name)
+        self._clients.move_to_end(model.triton_model)
         client.calls += 1
         try:
             if len(self._clients) > self._most_clients:

@@ -10,16 +10,18 @@ import structlog
 from prometheus_client import REGISTRY
 
 from inference_worker.batching import Batching
+from inference_worker.control import Control
 from inference_worker.encoded import EncodedTriton
 from inference_worker.gpu import Gpus
+from inference_worker.loops import Loops
 from inference_worker.regions import Regions
 from inference_worker.runtime import Runtime
 from inference_worker.torch_runtime import TorchRuntime
 from inference_worker.triton import Triton
-from shared import models
 from shared.exposition import exposed
 from shared.heartbeat import beat_forever
-from shared.models import Registry
+from shared.live_registry import LiveRegistry
+from shared.models import Model
 from shared.settings import Settings
 from shared.store import Store, connect
 from shared.store.arena import Ownerless
@@ -31,43 +33,51 @@ class Worker:
     """One inference worker."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, store: Store, runtime: Triton, regions: Regions | None = None
+        self, settings: Settings, registry: LiveRegistry, store: Store, runtime: Triton, regions: Regions | None = None
     ) -> None:
         self._torch = TorchRuntime(settings.torch_device)
-        runtimes: dict[str, Runtime] = {"A": self._torch, "B": runtime, "C": runtime, "D": EncodedTriton(runtime)}
         self._regions = regions
         self._ownerless = Ownerless()
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._settings = settings
         self._store = store
+        self._registry = registry
         self._triton = runtime
+        self._runtimes: dict[str, Runtime] = {"A": self._torch, "B": runtime, "C": runtime, "D": EncodedTriton(runtime)}
+        """Track -> what runs it here."""
         self.gpus = Gpus()
         self._ready: list[str] = []
-        self._loops = [
-            Batching(
-                store,
-                runtimes[model.track],
-                model,
-                worker=self.name,
-                slots=settings.inference_slots,
-                linger_ms=settings.inference_linger_ms,
-            )
-            for model in registry.models.values()
-        ]
+        self._control = Control(runtime, registry)
+        self._loops = Loops(registry, self._loop)
+
+    def _loop(self, model: Model) -> Batching | None:
+        runtime = self._runtimes.get(model.track)
+        if runtime is None:
+            return None
+        return Batching(
+            self._store,
+            runtime,
+            model,
+            worker=self.name,
+            slots=self._settings.inference_slots,
+            linger_ms=self._settings.inference_linger_ms,
+        )
 
     def status(self) -> dict[str, Any]:
         """What the heartbeat tells of this worker."""
-        batches = sum(loop.batches for loop in self._loops)
-        jobs = sum(loop.jobs_done for loop in self._loops)
+        loops = self._loops.running
+        batches = self._loops.ended_batches + sum(loop.batches for loop in loops)
+        jobs = self._loops.ended_jobs + sum(loop.jobs_done for loop in loops)
         return {
             "jobs_done": jobs,
-            "last_error": next((loop.last_error for loop in self._loops if loop.last_error), None),
+            "last_error": self._registry.problem or next((loop.last_error for loop in loops if loop.last_error), None),
             "models": self._ready,
             "gpu": self.gpus.read(),
             "metrics_port": self._settings.metrics_port,
             "details": {
                 "batches": batches,
                 "mean_batch_size": round(jobs / batches, 2) if batches else None,
+                "triton_models": self._control.status(),
                 "triton_clients": self._triton.client_count,
                 "tensor_store": "shm" if self._triton.sharing else "redis",
                 "shm_probe": self._regions.probe.name if self._regions else None,
@@ -85,8 +95,10 @@ class Worker:
         self._ownerless.sweep()
         self._store.tensors.forget_removed()
         await self._triton.probe()
-        ready = await asyncio.gather(*(loop.is_ready() for loop in self._loops))
-        names = [loop.model.name for loop, is_ready in zip(self._loops, ready, strict=True) if is_ready]
+        await self._control.check()
+        loops = self._loops.running
+        ready = await asyncio.gather(*(loop.is_ready() for loop in loops))
+        names = [loop.model.name for loop, is_ready in zip(loops, ready, strict=True) if is_ready]
         if names != self._ready:
             log.info("models.ready", models=names)
         self._ready = names
@@ -94,8 +106,9 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then end the batches in flight."""
         try:
-            await asyncio.gather(*(loop.run(stop, self._settings.shutdown_s) for loop in self._loops))
+            await self._loops.run(stop, self._settings.shutdown_s)
         finally:
+            await self._control.close()
             await self._torch.close()
 
 
@@ -105,10 +118,10 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     Raises:
         RegistryError: the models file is wrong.
     """
-    registry = models.load(settings.models)
+    registry = LiveRegistry(settings.models)
     async with connect(settings) as store:
         regions = _regions(settings, store)
-        runtime = Triton(settings.triton_url, settings.triton_clients, regions, settings.triton_ca)
+        runtime = Triton(settings.triton_url, settings.triton_clients, regions, settings.triton_ca, settings.triton_control_key)
         worker = Worker(settings, registry, store, runtime, regions)
         REGISTRY.register(worker.gpus)
         await worker.check_models()  # so that the first heartbeat tells

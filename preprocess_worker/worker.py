@@ -24,13 +24,13 @@ from preprocess_worker.formats import Limits
 from preprocess_worker.pool import DecoderPool
 from preprocess_worker.rendering import Rendering
 from preprocess_worker.sharing import Sharing
-from shared import metrics, models, tracing
+from shared import metrics, tracing
 from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
 from shared.exposition import exposed
 from shared.heartbeat import beat_forever
+from shared.live_registry import LiveRegistry
 from shared.log import about
 from shared.messages import Ticket
-from shared.models import Registry
 from shared.settings import Settings
 from shared.store import Store, connect
 from shared.store.streams import Consumer
@@ -66,7 +66,7 @@ class _OverdueError(Exception):
 class Worker:
     """One worker process' state: its store, its decoders, what it holds."""
 
-    def __init__(self, settings: Settings, registry: Registry, store: Store, pool: DecoderPool, consumer: Consumer) -> None:
+    def __init__(self, settings: Settings, registry: LiveRegistry, store: Store, pool: DecoderPool, consumer: Consumer) -> None:
         self.sharing = Sharing(settings, store, pool.areas)
         self._settings = settings
         self._registry = registry
@@ -84,7 +84,7 @@ class Worker:
         """The fields of this worker's heartbeat."""
         return {
             "jobs_done": self._jobs_done,
-            "last_error": self.sharing.last_error or self._last_error,
+            "last_error": self._registry.problem or self.sharing.last_error or self._last_error,
             "metrics_port": self._settings.metrics_port,
             "details": {
                 "decoders": self._pool.size,
@@ -125,7 +125,7 @@ class Worker:
         """
         while (self._room <= 0 or time.monotonic() >= self._look_at_s) and not stop.is_set():
             try:
-                waiting = await self._store.waiting_tensors(list(self._registry.models))
+                waiting = await self._store.waiting_tensors(list(self._registry.now.models))
             except StoreUnavailable:
                 return 1  # the take that follows tells of it, and waits
             self._look_at_s = time.monotonic() + LOOK_S
@@ -251,10 +251,10 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         RegistryError: the registry of models cannot be used.
         DecoderGone: no decoder starts.
     """
-    registry = models.load(settings.models)
+    registry = LiveRegistry(settings.models)
     limits = Limits(settings.max_pixels, settings.max_side, frozenset(settings.formats.split(",")))
     size = settings.decoders or cores.available()
-    largest = max(model.tensor_bytes for model in registry.models.values())
+    largest = max(model.tensor_bytes for model in registry.now.models.values())
     areas = TensorAreas(None if settings.tensor_store == "redis" else make_arena(largest, size * SLOTS_PER_DECODER))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     async with (

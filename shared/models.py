@@ -1,9 +1,15 @@
 """The registry: which models the mesh serves, a row each, read from a `models.toml`.
 
-`MESH_MODELS` names the file; without it the default beside this module is used. What can be asked of Triton itself (dtype,
-layout, batch limit) is not repeated here; what a service must know without Triton is.
+    MESH_MODELS ─▶ that file          else ─▶ the user's own, where `visionmesh models add` has made one          else ─▶ the
+                                                                                              built-in one beside this module
+
+A file that says `builtin = true` adds to the built-in models, and its rows win. What can be asked of Triton itself (dtype,
+layout, batch limit) is not repeated here; what a service must know without Triton is. `shared.live_registry` follows a file
+while a service runs.
 """
 
+import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +24,8 @@ DEFAULT_FILE = Path(__file__).with_name("models.toml")
 
 TORCH_SUFFIXES = (".pt2", ".pt", ".torchscript")
 """Files of track A: `torch.export`, and two usual names of TorchScript."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+"""What a model may be called: it is part of URLs, of Redis keys and of folders."""
 
 Side = Annotated[int, Meta(ge=32, le=8192)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -48,6 +56,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     iou: Share = 0.45
     max_detections: Annotated[int, Meta(ge=1, le=3000)] = 300
     max_batch: Annotated[int, Meta(ge=1, le=1024)] = 8
+    source: str = ""
+    """The ONNX export it was made from; in the file relative to its folder. `visionmesh models verify` compares with it."""
 
     @property
     def tensor_bytes(self) -> int:
@@ -76,10 +86,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Registry(msgspec.Struct, frozen=True):
-    """All models by name, and the spellings that stand for them."""
+    """All models by name, the spellings that stand for them, and those that are not to be loaded at present."""
 
     models: dict[str, Model]
     aliases: dict[str, str] = {}
+    unloaded: frozenset[str] = frozenset()
 
     def get(self, name: str) -> Model:
         """The model of this name or alias.
@@ -94,28 +105,55 @@ class Registry(msgspec.Struct, frozen=True):
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    models: dict[str, Model]
+    models: dict[str, Model] = {}
     aliases: dict[str, str] = {}
     labels: dict[str, list[str]] = {}
+    unloaded: list[str] = []
+    builtin: bool = False
 
 
-def load(path: str | Path = "") -> Registry:
-    """Read a registry file (the default one if no path is given).
+def user_file() -> Path | None:
+    """Where `visionmesh models add` keeps the user's own registry if `MESH_MODELS` names none; `None` without a home."""
+    try:
+        folder = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+    except RuntimeError:
+        return None
+    return folder / "visionmesh" / "models.toml"
+
+
+def file_of(setting: str | Path) -> Path:
+    """The file that `MESH_MODELS` means; empty, it means the user's own where there is one, else the built-in one."""
+    if setting:
+        return Path(setting)
+    own = user_file()
+    try:
+        return own if own and own.is_file() else DEFAULT_FILE
+    except OSError:  # a home that may not be looked into
+        return DEFAULT_FILE
+
+
+def repository_of(file: Path) -> Path:
+    """The folder of what Triton serves of a registry file's own models."""
+    return file.parent / "repository"
+
+
+def load(setting: str | Path = "") -> Registry:
+    """Read the registry that `MESH_MODELS` means.
 
     Raises:
         RegistryError: the file is missing, is not TOML, or an entry is wrong.
     """
-    file = Path(path) if path else DEFAULT_FILE
+    file = file_of(setting)
     try:
         parsed = msgspec.convert(tomllib.loads(file.read_text("utf-8")), _File)
     except OSError as error:
         raise RegistryError(f"{file}: cannot be read ({error.strerror}); set MESH_MODELS to a models.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise RegistryError(f"{file}: {error}") from None
-    if not parsed.models:
-        raise RegistryError(f"{file}: names no model; add a [models.NAME] table")
     models: dict[str, Model] = {}
     for name, model in parsed.models.items():
+        if not NAME.fullmatch(name):
+            raise RegistryError(f"{file}: models.{name!r} is no name; letters, digits, '_', '.' and '-' are taken")
         labels = model.labels
         if len(labels) == 1 and labels[0].startswith("@"):
             if labels[0][1:] not in parsed.labels:
@@ -123,12 +161,24 @@ def load(path: str | Path = "") -> Registry:
             labels = parsed.labels[labels[0][1:]]
         if wrong := _wrong_place(model):
             raise RegistryError(f"{file}: models.{name} {wrong}")
+        source = str(file.parent / model.source) if model.source else ""
         torch_file = str(file.parent / model.torch_file) if model.torch_file else ""
-        models[name] = msgspec.structs.replace(model, name=name, labels=labels, torch_file=torch_file)
-    for alias, name in parsed.aliases.items():
+        models[name] = msgspec.structs.replace(model, name=name, labels=labels, source=source, torch_file=torch_file)
+    aliases = parsed.aliases
+    if parsed.builtin and file != DEFAULT_FILE:
+        base = load(DEFAULT_FILE)
+        models = {name: model for name, model in base.models.items() if name not in aliases} | models
+        theirs = {alias: aliases.get(name, name) for alias, name in base.aliases.items() if alias not in models}
+        aliases = theirs | aliases
+    if not models:
+        raise RegistryError(f"{file}: names no model; add a [models.NAME] table")
+    for alias, name in aliases.items():
         if name not in models:
             raise RegistryError(f"{file}: aliases.{alias} names {name!r}, which is no model of the file")
-    return Registry(models, parsed.aliases)
+    for name in parsed.unloaded:
+        if name not in models:
+            raise RegistryError(f"{file}: unloaded names {name!r}, which is no model of the file")
+    return Registry(models, aliases, frozenset(parsed.unloaded))
 
 
 def _wrong_place(model: Model) -> str:

@@ -41,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: str = ""
     redis_ca: str = ""
     triton_ca: str = ""
+    triton_control_key: str = ""
 
     # what is accepted
     default_model: str = "small"

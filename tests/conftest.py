@@ -7,8 +7,10 @@ mesh        the whole mesh as `visionmesh up` runs it, with its own Valkey and T
 """
 
 import asyncio
+import atexit
 import base64
 import contextlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -29,6 +31,10 @@ from deploy.local.triton import Triton
 from deploy.local.valkey import Valkey
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+# Whoever runs the tests may have models of their own, which are none of these tests' business.
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="visionmesh-tests-home-")
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
+
 PHOTOS = Path(__file__).parents[1] / "visionmesh" / "photos"
 
 

@@ -6,14 +6,14 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.export.detector import ExportError
+from deploy.export.detector import ExportError, ParityError
 from deploy.local.errors import StartError
 from shared.access import AccessError
 from shared.errors import InvalidParameter, UnknownModel
 from shared.errors import MeshError as StoreError
 from shared.models import RegistryError
 from shared.settings import SettingsError
-from visionmesh.commands import bench, demo, detect, doctor, jobs, keys, status, submit, subscribe, up, watch
+from visionmesh.commands import bench, demo, detect, doctor, jobs, keys, models, status, submit, subscribe, up, watch
 from visionmesh.drawing import DrawingError
 from visionmesh.errors import MeshError
 
@@ -34,6 +34,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
 
 
 def main() -> None:
@@ -42,8 +43,10 @@ def main() -> None:
         app()
     except (StartError, SettingsError, RegistryError, UnknownModel, InvalidParameter, AccessError, ExportError) as error:
         _fail(error, 2)
-    except (MeshError, StoreError, DrawingError) as error:
+    except (MeshError, StoreError, DrawingError, ParityError) as error:
         _fail(error, 1)
+    except ModuleNotFoundError as error:  # a machine with the command line alone was asked for more
+        _fail(StartError(f"the package {error.name} is missing: pip install 'visionmesh[local]'"), 2)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -28,6 +28,10 @@ class ExportError(Exception):
     """The ONNX file cannot be served. The message is one line."""
 
 
+class ParityError(Exception):
+    """What would be served does not find what the detector finds. The message is one line."""
+
+
 class Detector(msgspec.Struct, frozen=True):
     """A detector and what was found out about it. `batch` is 0 where the file takes batches of any size."""
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx.compose
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deploy.export.detector import Detector, ExportError
@@ -69,26 +70,25 @@ def end2end(detector: Detector, nms: Nms = "onnx") -> ModelProto:
 
 def _with_front(detector: Detector) -> ModelProto:
     """The detector behind a front that takes bytes; its output is named `output0`, or `raw` where it is to be changed."""
-    served = ModelProto()
-    served.CopyFrom(detector.model)
+    # Whatever names a stranger's file uses, they are not ours.
+    served = onnx.compose.add_prefix(detector.model, "detector/")
     graph = served.graph
     fed = {value.name for value in graph.initializer}
     was = next(value.name for value in graph.input if value.name not in fed)
-    for node in graph.node:
-        node.input[:] = ["pixels" if name == was else name for name in node.input]
     front = [
         helper.make_node("Cast", ["images"], ["images_f32"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["images_f32"], ["images_nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node("Mul", ["images_nchw", "per_grey_level"], ["pixels"]),
+        helper.make_node("Mul", ["images_nchw", "per_grey_level"], [was]),
     ]
-    nodes = [*front, *graph.node]
+    result = "output0" if detector.layout == "yolov8" else "raw"
+    nodes = [*front, *graph.node, helper.make_node("Identity", [graph.output[0].name], [result])]
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.append(numpy_helper.from_array(np.asarray(1 / 255, np.float32), "per_grey_level"))
     del graph.input[:]
     shape = [detector.batch or "batch", detector.input_height, detector.input_width, 3]
     graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, shape))
-    _rename_output(served, "output0" if detector.layout == "yolov8" else "raw")
+    graph.output[0].name = result
     return served
 
 
@@ -121,17 +121,22 @@ def _yolov5_nodes() -> list[NodeProto]:
 
 _NMS_FREE_CONSTANTS = {
     "nf_axis": np.array([2]), "nf_0": np.array([0]), "nf_4": np.array([4]), "nf_5": np.array([5]), "nf_6": np.array([6]),
-    "nf_one": np.array([1]), "least_score": np.float32(SCORE_THRESHOLD),
+    "nf_one": np.array([1]), "nf_k": np.array([1]), "least_score": np.float32(SCORE_THRESHOLD),
 }  # fmt: skip
 
 
 def _nms_free_nodes() -> list[NodeProto]:
-    """[batch, K, 6], best first, to the four outputs."""
+    """[batch, K, 6] to the four outputs. Most exports are sorted already, but nothing says that they must be."""
     return [
-        _node("Slice", "raw nf_0 nf_4 nf_axis", "det_boxes"),
-        _node("Slice", "raw nf_4 nf_5 nf_axis", "nf_scores"),
-        _node("Slice", "raw nf_5 nf_6 nf_axis", "nf_classes"),
-        _node("Squeeze", "nf_scores nf_axis", "det_scores"),
+        _node("Slice", "raw nf_4 nf_5 nf_axis", "nf_all_scores"),
+        _node("Squeeze", "nf_all_scores nf_axis", "nf_scores"),
+        _node("Shape", "nf_scores", "nf_shape"),
+        _node("Gather", "nf_shape nf_k", "nf_count", axis=0),
+        _node("TopK", "nf_scores nf_count", "det_scores nf_order", axis=1, largest=1, sorted=1),
+        _node("Unsqueeze", "nf_order nf_axis", "nf_index"),
+        _node("GatherND", "raw nf_index", "nf_rows", batch_dims=1),
+        _node("Slice", "nf_rows nf_0 nf_4 nf_axis", "det_boxes"),
+        _node("Slice", "nf_rows nf_5 nf_6 nf_axis", "nf_classes"),
         _node("Squeeze", "nf_classes nf_axis", "nf_classes_f32"),
         _node("Cast", "nf_classes_f32", "det_classes", to=TensorProto.INT32),
         _node("Greater", "det_scores least_score", "nf_counts"),
@@ -216,12 +221,3 @@ def _onnx_nms_nodes() -> list[NodeProto]:
         _node("Unsqueeze", "is_detection corner_axis", "is_detection_box"),
         _node("Where", "is_detection_box top_boxes zero", "det_boxes"),
     ]
-
-
-def _rename_output(model: ModelProto, name: str) -> None:
-    was = model.graph.output[0].name
-    if was != name:
-        model.graph.output[0].name = name
-        for node in model.graph.node:
-            node.input[:] = [name if given == was else given for given in node.input]
-            node.output[:] = [name if given == was else given for given in node.output]

@@ -78,15 +78,19 @@ def _write_script(repository: Path, detector: Detector, names: list[str], max_ba
     builds = "\n".join(
         f'trtexec --onnx="$here/build/{name}.onnx" --saveEngine="$here/{name}/1/model.plan" --fp16{shapes}' for name in names
     )
+    # One part for each detector: the script itself stays the same, whatever else is added.
+    (repository / "build" / f"{names[-1]}.sh").write_text(builds + "\n", "utf-8")
     script = repository / "build-plans.sh"
     script.write_text(
-        f"""#!/bin/sh
+        """#!/bin/sh
 # Build the TensorRT plans on the GPU that will run them, in NVIDIA's container of the same release as the server:
 #   docker run --rm --gpus all -v "$PWD:/models" nvcr.io/nvidia/tritonserver:26.07-py3 sh /models/build-plans.sh
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 PATH="$PATH:/usr/src/tensorrt/bin"
-{builds}
+for part in "$here"/build/*.sh; do
+    . "$part"
+done
 """,
         "utf-8",
     )

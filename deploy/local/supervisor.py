@@ -30,6 +30,7 @@ from deploy.local.errors import StartError
 from deploy.local.process import Process, python_module
 from deploy.local.triton import Triton
 from deploy.local.valkey import Valkey
+from shared import models as registries
 from shared.store.arena import Ownerless
 
 READY_WITHIN_S = 60.0
@@ -75,6 +76,7 @@ class LocalMesh:
         self.redis_url = options.redis_url
         self.triton_url = options.triton_url
         self._options = options
+        self._control_key = os.environ.get("MESH_TRITON_CONTROL_KEY", "")
         self._progress = progress
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._was_ready = False
@@ -117,6 +119,7 @@ class LocalMesh:
         environ |= {
             "MESH_REDIS_URL": self.redis_url,
             "MESH_TRITON_URL": self.triton_url,
+            "MESH_TRITON_CONTROL_KEY": self._control_key,
             "MESH_HOST": self._options.host,
             "MESH_PORT": str(self.port),
             # A pool of BLAS threads in every worker would fight over the cores; no stage of ours uses them.
@@ -156,11 +159,21 @@ class LocalMesh:
             self._progress("triton", f"using {self.triton_url}")
             return
         self._progress("triton", "writing the models")
+        setting = self._options.environ.get("MESH_MODELS", os.environ.get("MESH_MODELS", ""))
         models = self.folder / "models"
-        names = await asyncio.to_thread(repository.write_default, models)
+        own, names = await asyncio.to_thread(_repositories, models, setting)
         http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
-        triton = Triton(self.folder, models, names, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
+        triton = Triton(
+            self.folder,
+            models,
+            names,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            more_repositories=own,
+        )
         self.triton_url = triton.url
+        self._control_key = triton.control_key
         self._progress("triton", "loading the models")
         await self._launch(triton)
 
@@ -240,6 +253,27 @@ async def running(options: Options, progress: Progress = lambda _part, _doing: N
     finally:
         # A second Ctrl-C must not leave half of the mesh behind.
         await asyncio.shield(mesh.stop())
+
+
+def _repositories(folder: Path, setting: str) -> tuple[list[Path], list[str]]:
+    """The repositories that Triton gets besides `folder`, and the models that it loads by itself. Blocks.
+
+    The built-in models are written anew into a folder of this run. The user's are brought in by the inference worker: one that
+    does not load must not keep the others from being served.
+    """
+    registry = registries.load(setting)
+    wanted = {model.triton_model for name, model in registry.models.items() if name not in registry.unloaded}
+    names = repository.write_default(folder)
+    file = registries.file_of(setting)
+    own = registries.repository_of((registries.user_file() or file) if file == registries.DEFAULT_FILE else file)
+    with contextlib.suppress(OSError):  # a registry in a place that is only read has no models to come
+        own.mkdir(parents=True, exist_ok=True)
+    if not own.is_dir():
+        return [], [name for name in names if name in wanted]
+    for name in names:
+        if (own / name).exists():  # Triton refuses a name that two repositories hold
+            shutil.rmtree(folder / name)
+    return [own], [name for name in names if name in wanted and not (own / name).exists()]
 
 
 def _numbered(name: str, module: str, count: int) -> dict[str, str]:

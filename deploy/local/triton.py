@@ -34,18 +34,19 @@ class Triton(Process):
         grpc_port: int,
         metrics_port: int,
         host: str = "127.0.0.1",
+        more_repositories: Sequence[Path] = (),
         more_options: Sequence[str] = (),
     ) -> None:
         self.http_port = http_port
-        control_key = secrets.token_urlsafe(24)
-        self.control_headers = {CONTROL_HEADER: control_key}
+        self.control_key = secrets.token_urlsafe(24)
+        self.control_headers = {CONTROL_HEADER: self.control_key}
         """What a request over HTTP must carry to load and unload models."""
         self.url = f"127.0.0.1:{grpc_port}"
         package = _package()
         server = package / "tritonserver"
         command = [
             str(server / "bin" / "tritonserver"),
-            f"--model-repository={repository}",
+            *(f"--model-repository={repository}" for repository in (repository, *more_repositories)),
             f"--backend-directory={_backends(server, folder / 'backends')}",
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in models),
@@ -53,8 +54,8 @@ class Triton(Process):
             f"--grpc-address={host}", f"--grpc-port={grpc_port}",
             f"--metrics-address={host}", f"--metrics-port={metrics_port}",
             # Whoever reaches a port may infer, but not change what is served.
-            f"--http-restricted-api={CONTROL}:{CONTROL_HEADER}={control_key}",
-            f"--grpc-restricted-protocol={CONTROL}:{CONTROL_HEADER}={control_key}",
+            f"--http-restricted-api={CONTROL}:{CONTROL_HEADER}={self.control_key}",
+            f"--grpc-restricted-protocol={CONTROL}:{CONTROL_HEADER}={self.control_key}",
             "--exit-timeout-secs=3",
             "--disable-auto-complete-config",
             *more_options,

@@ -67,6 +67,7 @@ async def health(request: Request) -> Response:
         "workers": [],
         "queues": {},
         "models": {},
+        "registry_problem": None,
         "byte_budget": None,
     }
     beats: list[Heartbeat] = []
@@ -81,6 +82,8 @@ async def health(request: Request) -> Response:
             document["error"] = error.detail
     served = {name for beat in beats if beat.kind == "inference" for name in beat.models}
     document["models"] = {name: {"ready": name in served} for name in mesh.registry.models}
+    if mesh.live_registry.problem:
+        document["status"], document["registry_problem"] = "degraded", mesh.live_registry.problem
     document["optimizations"] = optimizations(request.scope, beats)
     return encoders.answer(request, document)
 

@@ -11,6 +11,7 @@ from gateway.answers import ModelDescription, ModelList
 from gateway.endpoint import MODEL_NAME, Answer, Endpoint, Example
 from gateway.mesh import Mesh
 from shared import errors
+from shared.messages import Heartbeat
 from shared.models import Model
 
 
@@ -18,8 +19,8 @@ async def list_models(request: Request) -> Response:
     """`GET /v1/models`: all models with their state."""
     mesh: Mesh = request.state.mesh
     parameters.check_names(request.query_params, [])
-    ready = await ready_models(mesh)
-    models = [_public(mesh, model, ready) for model in mesh.registry.models.values()]
+    beats = await _inference_beats(mesh)
+    models = [_public(mesh, model, beats) for model in mesh.registry.models.values()]
     return encoders.answer(request, {"models": models, "default": mesh.settings.default_model})
 
 
@@ -28,20 +29,23 @@ async def show_model(request: Request) -> Response:
     mesh: Mesh = request.state.mesh
     parameters.check_names(request.query_params, [])
     model = mesh.registry.get(request.path_params["name"])
-    return encoders.answer(request, _public(mesh, model, await ready_models(mesh)) | {"labels": model.labels})
+    return encoders.answer(request, _public(mesh, model, await _inference_beats(mesh)) | {"labels": model.labels})
 
 
-async def ready_models(mesh: Mesh) -> set[str]:
-    """The models that a live inference worker can run at the moment."""
-    return {name for beat in await mesh.store.heartbeats.live() if beat.kind == "inference" for name in beat.models}
+async def _inference_beats(mesh: Mesh) -> list[Heartbeat]:
+    return [beat for beat in await mesh.store.heartbeats.live() if beat.kind == "inference"]
 
 
-def _public(mesh: Mesh, model: Model, ready: set[str]) -> dict[str, Any]:
+def _public(mesh: Mesh, model: Model, beats: list[Heartbeat]) -> dict[str, Any]:
+    said = [beat.details.get("triton_models", {}).get(model.name) for beat in beats]
     return {
         "name": model.name,
         "family": model.family,
         "track": model.track,
-        "ready": model.name in ready,
+        "ready": any(model.name in beat.models for beat in beats),
+        "loaded": model.name not in mesh.registry.unloaded,
+        # A worker that read the registry a moment earlier may still speak of the model before.
+        "triton": next((each for each in said if each and each["model"] == model.triton_model), None),
         "input_width": model.input_width,
         "input_height": model.input_height,
         "nms_location": "worker" if model.head == "yolo" else "model",

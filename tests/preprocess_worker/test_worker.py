@@ -11,15 +11,15 @@ from preprocess_worker import __main__, worker
 from preprocess_worker.areas import TensorAreas
 from preprocess_worker.decoder import Decoded
 from preprocess_worker.worker import Worker
-from shared import models
 from shared.errors import DecoderCrashed, DecodeTimeout, StoreUnavailable
 from shared.letterbox import fit
+from shared.live_registry import LiveRegistry
 from shared.messages import ImageInfo, Job, JobOptions, Outcome
 from shared.settings import Settings, read
 from shared.store import Store, connect
 from tests.preprocess_worker.pictures import encode, png, scene
 
-REGISTRY = models.load()
+REGISTRY = LiveRegistry("")
 MODEL = REGISTRY.get("small")
 PICTURE = encode(scene(), "JPEG")
 

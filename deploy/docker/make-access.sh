@@ -12,7 +12,7 @@ host=${VALKEY_HOST:-valkey}
 umask 027
 mkdir -p "$folder/valkey"
 list=$(cat "$template")
-for user in gateway preprocess inference subscriber; do
+for user in gateway tasks preprocess inference subscriber; do
     mkdir -p "$folder/$user"
     file=$folder/$user/redis-url
     if [ ! -s "$file" ]; then

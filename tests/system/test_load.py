@@ -33,9 +33,11 @@ def test_nothing_but_results_stays_in_redis(mesh: LocalMesh, http: httpx.Client)
         assert http.get(f"/v1/jobs/{job_id}", params={"wait": 20}).json()["status"] == "succeeded"
     with contextlib.closing(redis.Redis.from_url(mesh.redis_url, decode_responses=True)) as client:
         keys = set(client.scan_iter("*", count=1000))
-        assert not {key for key in keys if ":upload:" in key or ":tensor:" in key}
-        assert client.hlen("{mesh:0}:reserved") == 0
-        assert client.zcard("{mesh:0}:live") == 0
+        # Only ours: other tests of this mesh keep uploads on purpose, of dead letters and of pictures that are to be drawn.
+        ours = {key for key in keys if any(job_id in key for job_id in ids)}
+        assert not {key for key in ours if ":upload:" in key or ":tensor:" in key}
+        assert client.hmget("{mesh:0}:reserved", ids) == [None] * len(ids)
+        assert client.zmscore("{mesh:0}:live", ids) == [None] * len(ids)
         for stage in ("preprocess", "inference:small", "inference:small_end2end"):
             queue = f"{{mesh:0}}:queue:{stage}"
             assert client.xlen(queue) == 0

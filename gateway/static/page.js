@@ -222,8 +222,8 @@ async function remember() {
   renderRecent();
 }
 
-function forget() {
-  album.forget();
+async function forget() {
+  await album.forget();  // only what is really gone disappears
   photos = photos.filter(photo => !photo.error && !mesh.ENDED.has(photo.job?.status));
   choose(null);
 }

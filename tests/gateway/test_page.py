@@ -175,6 +175,7 @@ def test_recent_photos_outlive_a_reload_until_they_are_forgotten(page: Page) -> 
     page.locator("#recent .card").click()
     assert rows(page) == ["cat"]
     page.get_by_role("button", name="forget them").click()
+    expect(page.locator("#recent-section")).to_be_hidden()
     opened(page)
     expect(page.locator("#recent-section")).to_be_hidden()
 

@@ -171,6 +171,7 @@ def test_photos_can_be_dropped_and_pasted(page: Page) -> None:
 
 def test_recent_photos_outlive_a_reload_until_they_are_forgotten(page: Page) -> None:
     send(page, CAT)
+    expect(page.locator("#announce")).to_contain_text(CAT.name)  # told once the photo is kept
     opened(page)
     page.locator("#recent .card").click()
     assert rows(page) == ["cat"]

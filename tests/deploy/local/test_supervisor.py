@@ -31,12 +31,13 @@ def mesh(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [*UP, "--port", str(ports.free())]
     with subprocess.Popen(command, env=environ(tmp_path), stderr=subprocess.PIPE, text=True) as process:
         try:
-            url = ""
+            url, said = "", ""
             for line in process.stderr or ():
+                said += line
                 if found := re.search(r"ready at (\S+)", line):
                     url = found[1]
                     break
-            assert url, "it ended before it was ready"
+            assert url, f"it ended before it was ready: {said}"
             yield process, url
         finally:
             process.kill()

@@ -14,7 +14,8 @@ import msgspec
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
-from gateway import addresses
+from gateway import addresses, encoders
+from gateway.mesh import Mesh
 from shared.errors import InvalidParameter
 from shared.messages import Drawing, JobOptions
 from shared.models import Model
@@ -69,6 +70,31 @@ def job_options(query: QueryParams, model: Model) -> JobOptions:
 def keep_upload(query: QueryParams, settings: Settings) -> bool:
     """Whether the picture is kept with the result: as the request says, else as the mesh does."""
     return yes_or_no(query, "keep_upload", default=settings.keep_uploads)
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """What a request that brings pictures asks for. `wait_s` is `None` where nobody waits."""
+
+    model: Model
+    options: JobOptions
+    format_name: str
+    wait_s: float | None
+
+
+def submission(request: Request, mesh: Mesh) -> Submission:
+    """What `POST /v1/jobs` and `POST /v1/batches` ask for.
+
+    Raises:
+        InvalidParameter: a parameter or header is unknown or wrong.
+        UnknownModel: there is no such model.
+    """
+    query, settings = request.query_params, mesh.settings
+    check_names(query, submit_names("model", "format", "callback_url", "keep_upload"))
+    model = mesh.registry.get(query.get("model") or settings.default_model)
+    callback, keeps = callback_url(query, settings), keep_upload(query, settings)
+    options = msgspec.structs.replace(job_options(query, model), callback_url=callback, keep_upload=keeps)
+    format_name = encoders.check_format(query.get("format"))
+    return Submission(model, options, format_name, preferred_wait_s(request, settings.max_wait_s))
 
 
 def drawing(query: QueryParams) -> Drawing:

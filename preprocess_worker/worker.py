@@ -17,14 +17,13 @@ from typing import Any, TypeVar
 
 import structlog
 
-from preprocess_worker import cores
 from preprocess_worker.areas import TensorAreas, make_arena
 from preprocess_worker.decoder import Decoded
 from preprocess_worker.formats import Limits
 from preprocess_worker.pool import DecoderPool
 from preprocess_worker.rendering import Rendering
 from preprocess_worker.sharing import Sharing
-from shared import metrics, tracing
+from shared import cores, metrics, tracing
 from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
 from shared.exposition import exposed
 from shared.heartbeat import beat_forever

@@ -1,22 +1,32 @@
-"""How many cores this process may use: its affinity, and the CPU quota of its cgroup (containers)."""
+"""How many CPU cores this process may use: its affinity, and the quota of its container."""
 
+import math
 import os
 from pathlib import Path
 
-_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
-def available() -> int:
-    """Whole cores, at least one."""
-    cores = float(len(os.sched_getaffinity(0)))
+def available(cgroups: Path = _CGROUPS) -> int:
+    """Cores available to this process, at least 1; a part of a core counts as one."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _quota_v2(cgroups) or _quota_v1(cgroups)
+    return max(min(cores, math.ceil(quota)), 1) if quota else cores
+
+
+def _quota_v2(cgroups: Path) -> float | None:
+    # "max 100000" or "150000 100000": microseconds of CPU time in each period.
+    words = _read(cgroups / "cpu.max").split()
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0].isdecimal() else None
+
+
+def _quota_v1(cgroups: Path) -> float | None:
+    quota, period = (_read(cgroups / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None  # -1: no quota
+
+
+def _read(file: Path) -> str:
     try:
-        if _CGROUP_V2.exists():
-            quota, period = _CGROUP_V2.read_text().split()
-        else:
-            quota, period = (path.read_text().strip() for path in _CGROUP_V1)
-        if quota not in ("max", "-1"):
-            cores = min(cores, int(quota) / int(period))
-    except (OSError, ValueError):
-        pass  # no cgroup that limits us
-    return max(int(cores), 1)
+        return file.read_text("ascii").strip()
+    except OSError:
+        return ""

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,26 +134,28 @@ def model_repository(folder: Path) -> Path:
     return folder / "models"
 
 
-@pytest.fixture(scope="session")
-def triton(background: Background, folder: Path, model_repository: Path) -> Iterator[Triton]:
+@contextlib.contextmanager
+def running_triton(background: Background, folder: Path, model_repository: Path, models: Sequence[str]) -> Iterator[Triton]:
+    """A Triton that is ready, for as long as the block lasts."""
     http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
-    server = Triton(
-        folder,
-        model_repository,
-        ["small", "small_end2end"],
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-    )
+    server = Triton(folder, model_repository, models, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
 
     async def ready() -> bool:
         assert server.returncode is None, server.last_line()
         return await asyncio.to_thread(server.ready)
 
     background.run(server.start())
-    background.run(_until(ready))
-    yield server
-    background.run(server.stop(8))
+    try:
+        background.run(_until(ready))
+        yield server
+    finally:
+        background.run(server.stop(8))
+
+
+@pytest.fixture(scope="session")
+def triton(background: Background, folder: Path, model_repository: Path) -> Iterator[Triton]:
+    with running_triton(background, folder, model_repository, ["small", "small_end2end"]) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -46,15 +46,8 @@ async def submit(request: Request) -> Response:
     """`POST /v1/batches?model=`: 202 with the batch, or 200 once it has finished if `Prefer: wait=N` was given and kept."""
     mesh: Mesh = request.state.mesh
     async with uploads.open_batch_body(request, mesh) as body:
-        query = request.query_params
-        parameters.check_names(query, parameters.submit_names("model", "format", "callback_url", "keep_upload"))
-        model = mesh.registry.get(query.get("model") or mesh.settings.default_model)
-        callback_url = parameters.callback_url(query, mesh.settings)
-        keeps = parameters.keep_upload(query, mesh.settings)
-        options = parameters.job_options(query, model)
-        options = msgspec.structs.replace(options, callback_url=callback_url, keep_upload=keeps)
-        format_name = encoders.check_format(query.get("format"))
-        wait_s = parameters.preferred_wait_s(request, mesh.settings.max_wait_s)
+        asked = parameters.submission(request, mesh)
+        model, options = asked.model, asked.options
         key = uploads.hash_key(mesh, request.headers.get("idempotency-key"))
         # The callback is the batch's: its members have none of their own.
         member_options = msgspec.structs.replace(options, callback_url=None)
@@ -72,12 +65,12 @@ async def submit(request: Request) -> Response:
             await _receive(request, body, opening, model, member_options, request_hash)
     batch_id = opening.earlier or opening.id
     request.scope["waited"] = True
-    batch = await wait_for(mesh, batch_id, wait_s or 0.0)
+    batch = await wait_for(mesh, batch_id, asked.wait_s or 0.0)
     headers = {"location": f"/v1/batches/{batch_id}"}
-    if wait_s and batch.status == "finished":
-        headers["preference-applied"] = f"wait={wait_s:g}"
-        return encoders.answer_batch(request, batch, format_name, 200, headers)
-    return encoders.answer_batch(request, batch, format_name, 202, headers | {"retry-after": "1"})
+    if asked.wait_s and batch.status == "finished":
+        headers["preference-applied"] = f"wait={asked.wait_s:g}"
+        return encoders.answer_batch(request, batch, asked.format_name, 200, headers)
+    return encoders.answer_batch(request, batch, asked.format_name, 202, headers | {"retry-after": "1"})
 
 
 async def _receive(

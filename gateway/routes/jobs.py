@@ -2,7 +2,6 @@
 
 import contextlib
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -34,27 +33,19 @@ async def submit(request: Request) -> Response:
     """`POST /v1/jobs?model=`: 202 with the job, or 200 with its end if `Prefer: wait=N` was given and kept."""
     mesh: Mesh = request.state.mesh
     async with uploads.open_body(request, mesh) as body:
-        query = request.query_params
-        parameters.check_names(query, parameters.submit_names("model", "format", "callback_url", "keep_upload"))
-        model = mesh.registry.get(query.get("model") or mesh.settings.default_model)
-        callback_url = parameters.callback_url(query, mesh.settings)
-        keeps = parameters.keep_upload(query, mesh.settings)
-        options = parameters.job_options(query, model)
-        options = msgspec.structs.replace(options, callback_url=callback_url, keep_upload=keeps)
-        format_name = encoders.check_format(query.get("format"))
-        wait_s = parameters.preferred_wait_s(request, mesh.settings.max_wait_s)
+        asked = parameters.submission(request, mesh)
         upload = await uploads.receive(request, body, mesh)
-    if not wait_s:
-        job = await upload.accept(model, options, traceparent=request.scope["traceparent"])
+    if not asked.wait_s:
+        job = await upload.accept(asked.model, asked.options, traceparent=request.scope["traceparent"])
     else:
         request.scope["waited"] = True
-        job = await accept_and_wait(request, upload, model, options, wait_s=wait_s)
+        job = await accept_and_wait(request, upload, asked.model, asked.options, wait_s=asked.wait_s)
     headers = {"location": f"/v1/jobs/{job.id}"}
     if job.status in TERMINAL:
-        if wait_s:
-            headers["preference-applied"] = f"wait={wait_s:g}"
-        return encoders.answer_job(request, job, format_name, 200, headers)
-    return encoders.answer_job(request, job, format_name, 202, headers | {"retry-after": "1"})
+        if asked.wait_s:
+            headers["preference-applied"] = f"wait={asked.wait_s:g}"
+        return encoders.answer_job(request, job, asked.format_name, 200, headers)
+    return encoders.answer_job(request, job, asked.format_name, 202, headers | {"retry-after": "1"})
 
 
 async def accept_and_wait(

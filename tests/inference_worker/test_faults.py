@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy.local import ports
 from deploy.local.triton import Triton as Server
 from inference_worker.batching import Batching
 from inference_worker.triton import Triton
@@ -20,7 +19,7 @@ from shared.messages import TERMINAL, ImageInfo, Job, JobOptions, Placement
 from shared.models import load
 from shared.settings import Settings, read
 from shared.store import Store, connect
-from tests.conftest import Background, _until
+from tests.conftest import Background, running_triton
 
 POISON, GOOD = b"\xff", b"\x10"
 MODEL = msgspec.structs.replace(load().get("small"), triton_model="picky", input_width=32, input_height=32)
@@ -57,17 +56,8 @@ def server(background: Background, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "models" / "picky" / "1").mkdir(parents=True)
     (folder / "models" / "picky" / "config.pbtxt").write_text(CONFIG)
     (folder / "models" / "picky" / "1" / "model.py").write_text(MODEL_PY)
-    http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
-    server = Server(folder, folder / "models", ["picky"], http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
-
-    async def ready() -> bool:
-        assert server.returncode is None, server.last_line()
-        return await asyncio.to_thread(server.ready)
-
-    background.run(server.start())
-    background.run(_until(ready))
-    yield server
-    background.run(server.stop(8))
+    with running_triton(background, folder, folder / "models", ["picky"]) as server:
+        yield server
 
 
 @pytest.fixture

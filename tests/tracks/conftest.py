@@ -1,6 +1,5 @@
 """A mesh with all four tracks: its own registry and Triton, the session's Valkey."""
 
-import asyncio
 from collections.abc import Iterator
 
 import httpx
@@ -12,7 +11,7 @@ from deploy.local import ports
 from deploy.local.supervisor import LocalMesh, Options
 from deploy.local.triton import Triton
 from deploy.local.valkey import Valkey
-from tests.conftest import Background, _until, running_mesh
+from tests.conftest import Background, running_mesh, running_triton
 
 
 @pytest.fixture(scope="session")
@@ -22,24 +21,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture(scope="session")
 def tracks_triton(background: Background, tmp_path_factory: pytest.TempPathFactory, written: Written) -> Iterator[Triton]:
-    http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
-    server = Triton(
-        tmp_path_factory.mktemp("triton"),
-        written.repository,
-        written.triton_models,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-    )
-
-    async def ready() -> bool:
-        assert server.returncode is None, server.last_line()
-        return await asyncio.to_thread(server.ready)
-
-    background.run(server.start())
-    background.run(_until(ready))
-    yield server
-    background.run(server.stop(8))
+    folder = tmp_path_factory.mktemp("triton")
+    with running_triton(background, folder, written.repository, written.triton_models) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-from preprocess_worker import cores
+from shared import cores
 
 
 def test_quota_of_cgroup_v2(tmp_path: Path) -> None:

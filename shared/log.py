@@ -35,8 +35,3 @@ def who(ticket: Ticket) -> dict[str, str]:
 def about(ticket: Ticket) -> None:
     """Name a job and its trace in every line of this task from now on."""
     structlog.contextvars.bind_contextvars(**who(ticket))
-
-
-def get() -> structlog.typing.FilteringBoundLogger:
-    """The logger; call it at the top of a module."""
-    return structlog.get_logger()

@@ -16,7 +16,6 @@ from deploy.local import ports
 from deploy.local.supervisor import LocalMesh
 from deploy.local.valkey import Valkey
 from shared import models
-from shared.models import file_of
 from tests.conftest import Background, _until
 from tests.visionmesh.conftest import Scripted
 from visionmesh.cli import app
@@ -56,7 +55,7 @@ def test_servers_as_they_should_be_are_well(redis_url: str, triton_url: str) -> 
 def test_a_careless_redis_and_a_model_that_triton_lacks(careless: Valkey, triton_url: str, tmp_path: Path) -> None:
     registry = tmp_path / "models.toml"
     # The registry of the package with a detector more, by a name that no Triton knows.
-    text = file_of("").read_text("utf-8")
+    text = models.DEFAULT_FILE.read_text("utf-8")
     table = text[text.index("[models.small]") : text.index("[models.small_end2end]")]
     other = table.replace("[models.small]", "[models.mine]").replace('"small"', '"mine_in_triton"')
     registry.write_text(text.replace("[aliases]", f"{other}\n[aliases]", 1))

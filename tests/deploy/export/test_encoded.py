@@ -12,7 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from deploy.export import encoded, repository, tracks
 from deploy.export.configuration import TARGETS, Target
 from deploy.export.detector import load
-from inference_worker.triton import ENCODED_INPUTS
+from inference_worker.signature import ENCODED_INPUTS
 from shared import models
 
 MAX_BATCH = 8

@@ -181,7 +181,7 @@ async def _end_one(store: Store, model: models.Model, body: bytes) -> None:
     job = await store.jobs.accept(
         store.jobs.new_id(None), model=model, options=JobOptions(), body=body, upload_bytes=len(body)
     )  # fmt: skip
-    await store.jobs.cancel(job.id)
+    await store.endings.cancel(job.id)
 
 
 async def clients(seconds: float, say: Callable[[Cost], None]) -> list[Cost]:

@@ -140,7 +140,7 @@ class Batching:
     async def _again(self, ticket: Ticket) -> None:
         """Have a picture decoded again whose tensor is out of reach."""
         try:
-            await self._stored(lambda: self._store.jobs.redecode(ticket), [ticket])
+            await self._stored(lambda: self._store.claims.redecode(ticket), [ticket])
             log.info("job.decoded_again", **lines.who(ticket), slot=ticket.slot)
         except UploadLost as error:
             await self._fail(ticket, error)
@@ -249,7 +249,7 @@ class Batching:
         # Pixels that were overwritten meanwhile were another picture's: whoever has the job now will do it.
         outcomes = [(ticket, outcome) for ticket, outcome in outcomes if self._store.tensors.holds(ticket)]
         with tracing.start("finish", tracing.current(), attributes, kind="producer"):
-            kept = await self._stored(lambda: self._store.jobs.finish(outcomes), tickets)
+            kept = await self._stored(lambda: self._store.endings.finish(outcomes), tickets)
         for (ticket, _), ended in zip(outcomes, kept, strict=True):
             if ended:
                 self._store.tensors.give_back(ticket)
@@ -261,7 +261,7 @@ class Batching:
         log.info("job.failed", **lines.who(ticket), code=error.code, detail=error.detail)
         self.last_error = f"{error.code}: {error.detail}"
         self.jobs_done += 1
-        if await self._stored(lambda: self._store.jobs.fail(ticket, error), [ticket]):
+        if await self._stored(lambda: self._store.endings.fail(ticket, error), [ticket]):
             self._store.tensors.give_back(ticket)
 
     async def _stored(self, call: Callable[[], Awaitable[T]], tickets: Sequence[Ticket]) -> T:

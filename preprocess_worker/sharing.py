@@ -75,7 +75,7 @@ class Sharing:
         waiting = list(self._handed_on.items())
         if not waiting:
             return
-        wanted = await self._store.jobs.slots_of([ticket for _, ticket in waiting])
+        wanted = await self._store.claims.slots_of([ticket for _, ticket in waiting])
         for (slot, _), now_in in zip(waiting, wanted, strict=True):
             if now_in != str(slot):
                 arena.give_back(slot)

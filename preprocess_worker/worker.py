@@ -192,7 +192,7 @@ class Worker:
         try:
             kept = await self._surely(
                 ticket,
-                lambda: self._store.jobs.decoded(
+                lambda: self._store.claims.decoded(
                     ticket,
                     image=decoded.image,
                     placement=decoded.placement,
@@ -213,17 +213,17 @@ class Worker:
         return kept
 
     async def _crashed(self, ticket: Ticket, error: DecoderCrashed) -> None:
-        crashes = await self._surely(ticket, lambda: self._store.jobs.crashed(ticket))
+        crashes = await self._surely(ticket, lambda: self._store.claims.crashed(ticket))
         log.warning("job.decoder_crashed", crashes=crashes)
         if crashes >= CRASHES_MOST:
             await self._fail(ticket, error)
         else:
-            await self._surely(ticket, lambda: self._store.jobs.release(ticket))
+            await self._surely(ticket, lambda: self._store.claims.release(ticket))
 
     async def _fail(self, ticket: Ticket, error: MeshError) -> None:
         self._last_error = f"{error.code}: {error.detail}"
         log.info("job.failed", code=error.code, detail=error.detail)
-        await self._surely(ticket, lambda: self._store.jobs.fail(ticket, error))
+        await self._surely(ticket, lambda: self._store.endings.fail(ticket, error))
 
     async def _surely(self, ticket: Ticket, action: Callable[[], Awaitable[T]]) -> T:
         """Do something with the store, again and again while it is away or full, until the job's deadline."""

@@ -98,7 +98,7 @@ async def cancel(request: Request) -> Response:
     mesh: Mesh = request.state.mesh
     parameters.check_names(request.query_params, ["format"])
     format_name = encoders.check_format(request.query_params.get("format"))
-    return encoders.answer_job(request, await mesh.store.jobs.cancel(request.path_params["job_id"]), format_name)
+    return encoders.answer_job(request, await mesh.store.endings.cancel(request.path_params["job_id"]), format_name)
 
 
 async def deliveries(request: Request) -> Response:
@@ -112,7 +112,7 @@ async def deliveries(request: Request) -> Response:
 async def cancel_quietly(mesh: Mesh, job_id: str) -> None:
     """Cancel a job that nobody waits for any more."""
     with contextlib.suppress(MeshError):
-        await mesh.store.jobs.cancel(job_id)
+        await mesh.store.endings.cancel(job_id)
 
 
 _PROBLEMS = (errors.UnknownJob, errors.ExpiredJob)

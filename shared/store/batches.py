@@ -20,6 +20,8 @@ from shared.settings import Settings
 from shared.store import keys
 from shared.store.clock import Clock
 from shared.store.connection import Connection
+from shared.store.endings import Endings
+from shared.store.fields import job_of
 from shared.store.heartbeats import pairs
 from shared.store.jobs import Jobs
 
@@ -45,10 +47,11 @@ class Opening(msgspec.Struct, frozen=True):
 class Batches:
     """All that can be done to batches. A batch's ID is made like a job's, and tells its partition and owner like one."""
 
-    def __init__(self, connection: Connection, settings: Settings, clock: Clock, jobs: Jobs) -> None:
+    def __init__(self, connection: Connection, settings: Settings, clock: Clock, jobs: Jobs, endings: Endings) -> None:
         self._connection = connection
         self._clock = clock
         self._jobs = jobs
+        self._endings = endings
         self._result_ttl_ms = int(settings.result_ttl_s * 1000)
         self._kept_ms = int((settings.job_deadline_s + settings.result_ttl_s) * 1000)
         # As long as its request may bring nothing: the longest silence is that of one picture.
@@ -147,7 +150,7 @@ class Batches:
                 results.append(BatchResult(index=index, error=_problem(value[1:])))
                 continue
             try:
-                job = self._jobs.from_fields(value.decode(), pairs(next(answers)))
+                job = job_of(value.decode(), pairs(next(answers)))
             except ExpiredJob as error:
                 results.append(BatchResult(index=index, error=JobProblem(error.code, error.detail)))
             else:
@@ -168,7 +171,7 @@ class Batches:
         for start in range(0, len(job_ids), CANCEL_AT_ONCE):
             some = job_ids[start : start + CANCEL_AT_ONCE]
             # One that is gone has ended; a store that is away lets the rest run to their ends.
-            await asyncio.gather(*(self._jobs.cancel(job_id) for job_id in some), return_exceptions=True)
+            await asyncio.gather(*(self._endings.cancel(job_id) for job_id in some), return_exceptions=True)
 
     async def _call(self, script: str, opening: Opening, *args: object) -> list[bytes]:
         partition = self._jobs.partition(opening.id)

@@ -146,6 +146,12 @@ def of_tenant(tenant: str, channel: str) -> str:
     return f"mesh:tenant:{tenant}:{channel.removeprefix('mesh:')}"
 
 
+def channels_of(job_id: str, tenant: str) -> list[str]:
+    """Where the events of one job are told: its own channel, and its tenant's copy of it."""
+    channel = events_of(job_id)
+    return [channel, of_tenant(tenant, channel)] if tenant else [channel]
+
+
 def wake(name: str) -> str:
     """The channel on which one gateway process is told of the ends it waits for."""
     return f"mesh:wake:{name}"

@@ -14,10 +14,12 @@ from shared.store import keys
 from shared.store.admission import Admission
 from shared.store.batches import Batches
 from shared.store.budget import Budget, ByteBudget
+from shared.store.claims import Claims
 from shared.store.clock import Clock
 from shared.store.connection import Connection
 from shared.store.dead_letters import DeadLetters
 from shared.store.depths import Depth, depths
+from shared.store.endings import Endings
 from shared.store.events import Events
 from shared.store.heartbeats import Heartbeats
 from shared.store.ids import Ids
@@ -50,8 +52,10 @@ class Store:
         self.admission = Admission(self._connection, settings.partitions, settings.max_queue_s)
         self.rates = Rates(self._connection)
         self.uploads = Uploads(self._connection, self._ids, self._budget, self.admission, staging_s=settings.body_timeout_s)
-        self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.tensors, self.admission)
-        self.batches = Batches(self._connection, settings, self.clock, self.jobs)
+        self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.admission)
+        self.claims = Claims(self._connection, settings, self.clock, self.tensors)
+        self.endings = Endings(self._connection, settings, self.clock, self._budget, self.jobs)
+        self.batches = Batches(self._connection, settings, self.clock, self.jobs, self.endings)
         self.webhooks = Webhooks(self._connection, settings, self.jobs)
         self.renders = Renders(self._connection, settings.partitions, self.jobs)
         self.dead_letters = DeadLetters(self._connection, settings.partitions, self.jobs)
@@ -70,7 +74,7 @@ class Store:
         """A seat at a stage's queue: `preprocess` or `inference:MODEL`."""
         return Consumer(
             self._connection,
-            self.jobs,
+            self.claims,
             stage=stage,
             name=name,
             partitions=self._settings.partitions,
@@ -111,7 +115,7 @@ class Store:
             await asyncio.sleep(SWEEP_S)
             for partition in range(self._settings.partitions):
                 with contextlib.suppress(StoreUnavailable):
-                    swept = await self.jobs.sweep(partition)
+                    swept = await self.endings.sweep(partition)
                     if swept:
                         log.info("store.swept", partition=partition, jobs=swept)
 

@@ -17,8 +17,8 @@ import structlog
 from shared.errors import MeshError, StoreUnavailable
 from shared.messages import Ticket
 from shared.store import keys
+from shared.store.claims import Claims
 from shared.store.connection import Connection, UnknownGroup
-from shared.store.jobs import Jobs
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.1, 2.0
 
@@ -28,11 +28,13 @@ log = structlog.get_logger()
 class Consumer:
     """One worker's seat at one stage's queue. Use as an async context manager."""
 
-    def __init__(self, connection: Connection, jobs: Jobs, *, stage: str, name: str, partitions: int, lease_s: float) -> None:
+    def __init__(
+        self, connection: Connection, claims: Claims, *, stage: str, name: str, partitions: int, lease_s: float
+    ) -> None:
         self.stage = stage
         self.name = name
         self._connection = connection
-        self._jobs = jobs
+        self._claims = claims
         self._partitions = range(partitions)
         self._lease_s = lease_s
         self._held: dict[tuple[str, int], Ticket] = {}
@@ -65,7 +67,7 @@ class Consumer:
                 await self._make_groups()
             tickets: list[Ticket] = []
             for partition, found in await self._abandoned(at_most):
-                tickets += await self._jobs.claim(partition, self.stage, found)
+                tickets += await self._claims.claim(partition, self.stage, found)
             tickets = tickets or await self._new(at_most, block_s)
         except UnknownGroup:
             self._grouped = False
@@ -90,7 +92,7 @@ class Consumer:
 
     async def _announce(self, tickets: list[Ticket]) -> None:
         with contextlib.suppress(MeshError):  # an event that nobody hears is no harm: the job can always be read
-            await self._jobs.announce(tickets)
+            await self._claims.announce(tickets)
 
     async def _make_groups(self) -> None:
         for partition in self._partitions:
@@ -122,9 +124,9 @@ class Consumer:
         share_s = block_s / len(self._partitions)
         for step in self._partitions:
             partition = (self._partition + step) % len(self._partitions)
-            newest, tickets = await self._jobs.take(partition, self.stage, self.name, at_most)
+            newest, tickets = await self._claims.take(partition, self.stage, self.name, at_most)
             if not tickets and share_s and await self._rings(partition, newest, share_s):
-                _, tickets = await self._jobs.take(partition, self.stage, self.name, at_most)
+                _, tickets = await self._claims.take(partition, self.stage, self.name, at_most)
             if tickets:
                 self._partition = (partition + 1) % len(self._partitions)
                 return tickets

@@ -89,7 +89,7 @@ async def decoded(store: Store, first_byte: bytes, deadline_s: float = 60) -> st
         (ticket,) = await preprocess.take(1)
         tensor = first_byte + bytes(MODEL.tensor_bytes - 1)
         image, placement = ImageInfo(32, 32, "png"), Placement(1, 1, 0, 0)
-        assert await store.jobs.decoded(ticket, image=image, placement=placement, tensor=tensor, timings_ms={})
+        assert await store.claims.decoded(ticket, image=image, placement=placement, tensor=tensor, timings_ms={})
         preprocess.done(ticket)
     return job_id
 

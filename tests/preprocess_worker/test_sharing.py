@@ -104,7 +104,7 @@ async def decoded(store: Store, areas: TensorAreas, probing: Sharing) -> Ticket:
         place = areas.lease(MODEL.tensor_bytes)
         assert place.slot
         areas.view(place)[:3] = b"rgb"
-        assert await store.jobs.decoded(
+        assert await store.claims.decoded(
             ticket,
             image=ImageInfo(320, 240, "jpeg"),
             placement=Placement(1, 1, 0, 0),
@@ -124,7 +124,7 @@ def test_a_job_that_is_canceled_frees_its_slot(settings: Settings) -> None:
             assert areas.arena
             await probing.sweep()
             assert areas.arena.busy == 1, "its job still waits"
-            await store.jobs.cancel(ticket.id)
+            await store.endings.cancel(ticket.id)
             await probing.sweep()
             assert areas.arena.busy == 0
 
@@ -141,8 +141,8 @@ def test_pixels_out_of_reach_are_decoded_again(settings: Settings) -> None:
                 (tensor,) = await store.tensors.get_many([ticket])
                 assert tensor is not None
                 assert bytes(tensor[:3]) == b"rgb"
-                assert await store.jobs.redecode(ticket)
-                assert not await store.jobs.redecode(ticket), "the fence is lost"
+                assert await store.claims.redecode(ticket)
+                assert not await store.claims.redecode(ticket), "the fence is lost"
                 consumer.done(ticket)
             await probing.sweep()
             assert areas.arena.busy == 0

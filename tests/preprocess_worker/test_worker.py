@@ -153,14 +153,14 @@ def test_errors_end_the_job(settings: Settings, error: Exception, code: str) -> 
 def test_store_that_is_away_is_asked_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         async with connect(settings) as store:
-            decoded, away = store.jobs.decoded, iter(range(3))
+            decoded, away = store.claims.decoded, iter(range(3))
 
             async def unreliable(*arguments: Any, **options: Any) -> bool:
                 if next(away, None) is not None:
                     raise StoreUnavailable("gone for a moment")
                 return await decoded(*arguments, **options)
 
-            monkeypatch.setattr(store.jobs, "decoded", unreliable)
+            monkeypatch.setattr(store.claims, "decoded", unreliable)
             async with working(settings, store, Pool(lambda: None)):
                 assert (await settled(store, await accepted(store, PICTURE))).stage == "decoded"
 
@@ -209,7 +209,7 @@ def test_decoding_pauses_while_enough_pictures_wait_for_inference(settings: Sett
                     while done < 12:
                         for ticket in await consumer.take(4, block_s=0.2):
                             outcome = Outcome(detections=[], batch_size=1, timings_ms={})
-                            assert await store.jobs.finish([(ticket, outcome)]) == [True]
+                            assert await store.endings.finish([(ticket, outcome)]) == [True]
                             consumer.done(ticket)
                             done += 1
 

@@ -30,7 +30,7 @@ def test_dead_letters_are_listed_and_replayed(redis_url: str, monkeypatch: pytes
         async with connect(read()) as store, store.consumer("preprocess", "p") as preprocess:
             job = await accepted(store)
             (ticket,) = await preprocess.take(1)
-            await store.jobs.fail(ticket, Internal("a fault of ours"))
+            await store.endings.fail(ticket, Internal("a fault of ours"))
             preprocess.done(ticket)
             return job.id
 

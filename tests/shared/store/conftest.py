@@ -24,7 +24,7 @@ async def accepted(store: Store, **changes: object) -> Job:
 
 
 async def decoded(store: Store, ticket: Ticket) -> bool:
-    return await store.jobs.decoded(
+    return await store.claims.decoded(
         ticket,
         image=ImageInfo(640, 480, "jpeg"),
         placement=Placement(0.5, 0.5, 0, 30),
@@ -34,7 +34,7 @@ async def decoded(store: Store, ticket: Ticket) -> bool:
 
 
 async def finished(store: Store, ticket: Ticket) -> bool:
-    (kept,) = await store.jobs.finish([(ticket, Outcome(detections=[], batch_size=1, timings_ms={"inference": 3.0}))])
+    (kept,) = await store.endings.finish([(ticket, Outcome(detections=[], batch_size=1, timings_ms={"inference": 3.0}))])
     return kept
 
 

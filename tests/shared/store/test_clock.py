@@ -26,7 +26,7 @@ def test_a_clock_that_is_an_hour_off_has_no_effect(settings: Settings, monkeypat
         ):
             job = await accepted(store)
             assert abs(datetime.fromisoformat(job.created_at).astimezone(UTC).timestamp() - really()) < 5
-            assert await store.jobs.sweep(0) == 0
+            assert await store.endings.sweep(0) == 0
             (ticket,) = await preprocess.take(1)
             assert abs(ticket.deadline_ms / 1000 - really() - settings.job_deadline_s) < 5
             assert await decoded(store, ticket)

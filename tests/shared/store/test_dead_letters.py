@@ -18,7 +18,7 @@ async def failed(store: Store, error: MeshError, body: bytes = BODY) -> str:
     job = await accepted(store, options=JobOptions(confidence=0.7), body=body, upload_bytes=len(body))
     async with store.consumer("preprocess", "p") as preprocess:
         (ticket,) = await preprocess.take(1)
-        assert await store.jobs.fail(ticket, error)
+        assert await store.endings.fail(ticket, error)
         preprocess.done(ticket)
     return job.id
 

@@ -73,7 +73,7 @@ def test_a_store_over_tls(settings: Settings, valkey: Valkey, certificates: Cert
                 job = await accepted(store)
                 async with store.events.watch(job.id) as waiter:
                     (ticket,) = await preprocess.take(1)
-                    assert await store.jobs.fail(ticket, CorruptImage("no"))
+                    assert await store.endings.fail(ticket, CorruptImage("no"))
                     preprocess.done(ticket)
                     ended = await waiter.wait(5)
                     assert ended is not None
@@ -158,14 +158,14 @@ def test_each_role_can_do_its_work(guarded: Valkey, settings: Settings) -> None:
                     decoding.done(ticket)
                     (ticket,) = await inferring.take(1)
                 await asyncio.sleep(settings.lease_s)  # so that the lease is renewed by this user
-                assert await store.jobs.fail(ticket, Internal("no"))
+                assert await store.endings.fail(ticket, Internal("no"))
                 consumer.done(ticket)
-                await store.jobs.sweep(0)
+                await store.endings.sweep(0)
             assert len(await gateway.dead_letters.list()) == 2
             for letter in await gateway.dead_letters.list():
                 await gateway.dead_letters.replay(letter.id, load())
             canceled = await accepted(gateway)
-            assert (await gateway.jobs.cancel(canceled.id)).status in TERMINAL
+            assert (await gateway.endings.cancel(canceled.id)).status in TERMINAL
             await gateway.depths(["small"])
             await gateway.budget()
             await preprocess.waiting_tensors(["small"])
@@ -181,7 +181,7 @@ def test_the_tasks_can_do_theirs(guarded: Valkey, settings: Settings, background
         ):
             job = await accepted(store, options=JobOptions(callback_url=url))
             for ticket in await preprocess.take(10):  # among them perhaps what another test left
-                assert await store.jobs.fail(ticket, CorruptImage("no"))
+                assert await store.endings.fail(ticket, CorruptImage("no"))
                 preprocess.done(ticket)
             async with asyncio.timeout(20):
                 while not await store.webhooks.deliveries(job.id):  # noqa: ASYNC110

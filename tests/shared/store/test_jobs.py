@@ -75,7 +75,7 @@ def test_a_job_is_handed_on_when_its_worker_dies_and_the_late_result_is_dropped(
             assert fresh[0].attempts == 2
             assert not await decoded(store, stale)
             assert await decoded(store, fresh[0])
-            assert not await store.jobs.fail(stale, CorruptImage())
+            assert not await store.endings.fail(stale, CorruptImage())
 
     asyncio.run(scenario())
 
@@ -111,8 +111,8 @@ def test_cancel_is_for_good(settings: Settings, stage: str) -> None:
             if stage == "inferring" and ticket:
                 assert await decoded(store, ticket)
                 (ticket,) = await inference.take(1)
-            assert (await store.jobs.cancel(job.id)).status == "canceled"
-            assert (await store.jobs.cancel(job.id)).status == "canceled"
+            assert (await store.endings.cancel(job.id)).status == "canceled"
+            assert (await store.endings.cancel(job.id)).status == "canceled"
             if stage == "queued":
                 assert await preprocess.take(1, block_s=0.05) == []
             elif stage == "decoding" and ticket:
@@ -181,11 +181,11 @@ def test_a_staged_upload_is_accepted_or_given_back(settings: Settings) -> None:
 
 def test_an_overdue_job_expires_and_leaves_nothing_reserved(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr("shared.store.jobs.SWEEP_GRACE_MS", 0)
+        monkeypatch.setattr("shared.store.endings.SWEEP_GRACE_MS", 0)
         async with connect(settings) as store:
             job = await accepted(store, deadline_s=0.01)
             async with asyncio.timeout(5):
-                while not await store.jobs.sweep(0):
+                while not await store.endings.sweep(0):
                     pass
             ended = await store.jobs.read(job.id)
             assert ended.status == "expired"
@@ -214,12 +214,12 @@ def test_crashes_are_counted_and_a_released_job_comes_back(settings: Settings) -
         async with connect(settings) as store, store.consumer("preprocess", "p") as preprocess:
             await accepted(store)
             (ticket,) = await preprocess.take(1)
-            assert await store.jobs.crashed(ticket) == 1
-            assert await store.jobs.release(ticket)
+            assert await store.claims.crashed(ticket) == 1
+            assert await store.claims.release(ticket)
             preprocess.done(ticket)
             (ticket,) = await preprocess.take(1)
             assert (ticket.attempts, ticket.crashes) == (2, 1)
-            assert await store.jobs.crashed(ticket) == 2
+            assert await store.claims.crashed(ticket) == 2
 
     asyncio.run(scenario())
 

@@ -24,7 +24,7 @@ def test_a_kept_upload_is_reserved_until_it_goes(settings: Settings) -> None:
             async with asyncio.timeout(5):
                 while (await store.budget()).reserved_bytes:
                     await asyncio.sleep(0.02)
-                    await store.jobs.sweep(0)
+                    await store.endings.sweep(0)
 
     asyncio.run(main())
 

@@ -152,7 +152,7 @@ class Mesh(RuleBasedStateMachine):
         job_id, _ = self.staged.popitem()
         if swept:
             self.redis.zadd(f"{TAG}:live", {job_id: 1})
-            self.run(self.store.jobs.sweep(0))
+            self.run(self.store.endings.sweep(0))
         else:
             self.run(self.store.uploads.discard(job_id))
 
@@ -184,7 +184,7 @@ class Mesh(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
-        job = self.run(self.store.jobs.cancel(job_id))
+        job = self.run(self.store.endings.cancel(job_id))
         assert job.status == self.ended.get(job_id, "canceled")
 
     @rule(job_id=jobs)
@@ -203,7 +203,7 @@ class Mesh(RuleBasedStateMachine):
             return multiple()
         entry_id, fields = entries[pick % len(entries)]
         name = "preprocess" if stage == "preprocess" else "inference:small"
-        found = self.run(self.store.jobs.claim(0, name, [(entry_id, fields["id"])]))
+        found = self.run(self.store.claims.claim(0, name, [(entry_id, fields["id"])]))
         return multiple(*((stage, ticket) for ticket in found))
 
     def is_current(self, ticket: Any) -> bool:
@@ -218,7 +218,7 @@ class Mesh(RuleBasedStateMachine):
         current = self.is_current(ticket)
         tensor_before = self.redis.hget(f"{TAG}:job:{ticket.id}", "tensor")
         kept = self.run(
-            self.store.jobs.decoded(
+            self.store.claims.decoded(
                 ticket,
                 image=ImageInfo(640, 480, "jpeg"),
                 placement=Placement(0.5, 0.5, 0, 30),
@@ -237,14 +237,14 @@ class Mesh(RuleBasedStateMachine):
             return
         current = self.is_current(ticket)
         (kept,) = self.run(
-            self.store.jobs.finish([(ticket, Outcome(detections=[], batch_size=1, timings_ms={"inference": 3.0}))])
+            self.store.endings.finish([(ticket, Outcome(detections=[], batch_size=1, timings_ms={"inference": 3.0}))])
         )
         assert kept == current
 
     @rule(held=tickets, error=st.sampled_from([InferenceFailed("no"), CorruptImage("no")]))
     def fail(self, held: tuple[str, Any], error: Any) -> None:
         current = self.is_current(held[1])
-        assert self.run(self.store.jobs.fail(held[1], error)) == current
+        assert self.run(self.store.endings.fail(held[1], error)) == current
         if current and error.is_ours:
             self.dead.add(held[1].id)
 
@@ -255,7 +255,7 @@ class Mesh(RuleBasedStateMachine):
         handed_on = self.redis.hget(f"{TAG}:job:{ticket.id}", "queue") != QUEUES[stage]
         if current and handed_on:
             return  # a worker gives back only what it did not hand on
-        assert self.run(self.store.jobs.release(ticket)) == current
+        assert self.run(self.store.claims.release(ticket)) == current
 
     @rule(job_id=jobs)
     def expire(self, job_id: str) -> None:
@@ -264,7 +264,7 @@ class Mesh(RuleBasedStateMachine):
             self.redis.zadd(f"{TAG}:live", {job_id: 1})
             if job_id not in self.ended:
                 self.dead.add(job_id)
-        self.run(self.store.jobs.sweep(0))
+        self.run(self.store.endings.sweep(0))
 
     # --- the audit -----------------------------------------------------------------------------------------------
 

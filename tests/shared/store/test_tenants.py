@@ -54,7 +54,7 @@ def test_a_share_is_the_tenants_own(settings: Settings) -> None:
             await accept(BETA)
             with pytest.raises(Overloaded):
                 await accept(BETA)
-            await store.jobs.cancel(first[0])
+            await store.endings.cancel(first[0])
             await accept(ACME)
 
     asyncio.run(scenario())

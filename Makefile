@@ -47,7 +47,7 @@ chaos: $(DEV) ## Kill, stop and cut everything under load, and count what is los
 fuzz: $(DEV) ## Feed broken pictures, 20,000 mutants among them, to the decoders and to the mesh
 	@$(BIN)/python -m tests.fuzz
 
-overload: $(DEV) ## Offer three times what the mesh can do for three minutes, and see what it does
+overload: $(DEV) ## Offer three times what the mesh can do for three minutes, on shared cores and apart, and see what it does
 	@$(BIN)/python -m tests.overload
 
 bench: $(DEV) ## Measure the mesh beside its neighbours, and print where it wins and where not

@@ -3,15 +3,23 @@
 import asyncio
 import itertools
 import time
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
 from tests.chaos.books import Books
-from visionmesh.bench.connection import Address, Connection, ConnectionFailed
+from visionmesh.bench.connection import Address, Answer, Connection, ConnectionFailed
 from visionmesh.bench.pictures import generate
 
 TIMEOUT_S = 30.0
 CONNECTIONS = 64
+
+Clients = Literal["send", "ask"]
+"""`send` sends head and body at once; `ask` sends `Expect: 100-continue` and the body when it is asked for."""
+
+CLIENTS: tuple[Clients, ...] = get_args(Clients)
+
+_CONTINUE = b"HTTP/1.1 100 "
 
 
 class Sent(msgspec.Struct):
@@ -30,24 +38,56 @@ class _Accepted(msgspec.Struct):
 _accepted = msgspec.json.Decoder(_Accepted).decode
 
 
-def request(picture: bytes) -> bytes:
-    """A whole request that submits this picture."""
-    head = f"POST /v1/jobs HTTP/1.1\r\nHost: mesh\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-    return head.encode() + picture
+class Request(NamedTuple):
+    """What is sent at once, and what only when it is asked for."""
+
+    first: bytes
+    then: bytes
+
+
+def request(picture: bytes, clients: Clients) -> Request:
+    """A request that submits this picture."""
+    expect = "Expect: 100-continue\r\n" if clients == "ask" else ""
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: mesh\r\n{expect}Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+    return Request(head.encode(), picture) if clients == "ask" else Request(head.encode() + picture, b"")
+
+
+class Asking(Connection):
+    """A connection that sends a body once the server asks for it (RFC 9110, 10.1.1)."""
+
+    _then = b""
+
+    async def submit(self, request: Request, timeout_s: float) -> Answer:
+        """Send what comes first, the rest if it is wanted, and return the final answer.
+
+        Raises:
+            ConnectionFailed: see `exchange`.
+        """
+        self._then = request.then
+        return await self.exchange(request.first, timeout_s)
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of an answer; the interim one may come before it, or with it."""
+        if self._then and data.startswith(_CONTINUE) and self._transport is not None:
+            _, _, data = data.partition(b"\r\n\r\n")
+            self._transport.write(self._then)
+            self._then = b""
+        if data:
+            super().data_received(data)
 
 
 class Load:
     """Sends to one mesh and keeps the books of what was accepted."""
 
-    def __init__(self, address: Address, books: Books) -> None:
+    def __init__(self, address: Address, books: Books, clients: Clients) -> None:
         self._address = address
         self._books = books
-        self._requests = itertools.cycle([request(picture) for picture in generate(810, 1080)])
+        self._requests = itertools.cycle([request(picture, clients) for picture in generate(810, 1080)])
         self.sent: list[Sent] = []
 
     async def closed(self, seconds: float, most_open: int) -> None:
         """Keep `most_open` jobs open."""
-        connection, end_s = Connection(self._address), time.monotonic() + seconds
+        connection, end_s = Asking(self._address), time.monotonic() + seconds
         try:
             while time.monotonic() < end_s:
                 if len(self._books.accepted) - len(self._books.ended_at) < most_open:
@@ -62,7 +102,7 @@ class Load:
         started_s, numbers = time.monotonic(), itertools.count()
 
         async def client() -> None:
-            connection = Connection(self._address)
+            connection = Asking(self._address)
             try:
                 while (due_s := started_s + next(numbers) / rate) < started_s + seconds:
                     await asyncio.sleep(max(due_s - time.monotonic(), 0))
@@ -72,9 +112,9 @@ class Load:
 
         await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
 
-    async def _send(self, connection: Connection, due_s: float) -> None:
+    async def _send(self, connection: Asking, due_s: float) -> None:
         try:
-            answer = await connection.exchange(next(self._requests), TIMEOUT_S)
+            answer = await connection.submit(next(self._requests), TIMEOUT_S)
         except ConnectionFailed:
             self.sent.append(Sent(due_s, (time.monotonic() - due_s) * 1000, 0))
             return

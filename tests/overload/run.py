@@ -1,18 +1,21 @@
-"""One overload run: the peak in a closed loop, a multiple of it in an open one, and how the mesh comes back."""
+"""One overload run: the peak in a closed loop, a multiple of it in an open one, how the mesh comes back, and the peak again."""
 
 import asyncio
 import math
+import os
 import time
 from collections import Counter
 
 import httpx
 import msgspec
+import psutil
 
 from deploy.local import ports
-from deploy.local.supervisor import LocalMesh, Options, running
+from deploy.local.supervisor import LocalMesh, Options
 from tests.chaos.books import Books
 from tests.chaos.run import keys_left_in, memory_of
-from tests.overload.load import Load, Sent
+from tests.overload.apart import Cores, running_on
+from tests.overload.load import Clients, Load, Sent
 from visionmesh.bench.connection import address_of
 from visionmesh.bench.pictures import generate
 
@@ -31,11 +34,17 @@ class Latency(msgspec.Struct):
     p99: float
     most: float
 
+    def __str__(self) -> str:
+        return f"{self.count}, p50 {self.p50} ms, p99 {self.p99} ms, most {self.most} ms"
+
 
 class Report(msgspec.Struct, kw_only=True):
     """What a run showed. Rates are jobs that succeeded a second."""
 
-    peak_per_s: float
+    cores: Cores
+    clients: Clients
+    peaks_per_s: tuple[float, float]
+    """Before and after; the goodput is a share of their mean."""
     offered_per_s: float
     goodput_per_s: float
     accepted: Latency
@@ -49,6 +58,13 @@ class Report(msgspec.Struct, kw_only=True):
     errors: dict[str, int]
     keys_left: list[str]
     rss_mb: dict[str, tuple[float, float]]
+    cpu_ms: dict[str, float]
+    """Processor time of each part while overloaded, by the answer: what a picture that is offered costs."""
+
+    @property
+    def peak_per_s(self) -> float:
+        """What the mesh can do."""
+        return sum(self.peaks_per_s) / 2
 
     @property
     def share_of_peak(self) -> float:
@@ -57,33 +73,39 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 async def overload(
-    *, seconds: float, times: float, peak_s: float, say: object = None, environ: dict[str, str] | None = None
+    *,
+    seconds: float,
+    times: float,
+    peak_s: float,
+    cores: Cores = "shared",
+    clients: Clients = "send",
+    say: object = None,
+    environ: dict[str, str] | None = None,
 ) -> Report:
-    """Start a mesh, find its peak, offer `times` as much for `seconds`, and see it recover."""
+    """Start a mesh, find its peak, offer `times` as much for `seconds`, see it recover, and find its peak again."""
     tell = say if callable(say) else (lambda _line: None)
     own = {
         "MESH_RESULT_TTL_S": str(RESULT_TTL_S),
         "MESH_DEAD_LETTER_TTL_S": str(RESULT_TTL_S),
         "MESH_RESULTS_STREAM_LENGTH": "1000000",
     }
-    async with running(Options(port=ports.free(), environ=own | (environ or {}))) as mesh:
+    async with running_on(cores, Options(port=ports.free(), environ=own | (environ or {}))) as mesh:
         books = Books()
         reader = asyncio.create_task(books.read_forever(mesh.redis_url))
         try:
-            return await _act(mesh, books, seconds, times, peak_s, tell)
+            return await _act(mesh, books, cores, clients, seconds, times, peak_s, tell)
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
 
-async def _act(mesh: LocalMesh, books: Books, seconds: float, times: float, peak_s: float, tell: object) -> Report:
+async def _act(
+    mesh: LocalMesh, books: Books, cores: Cores, clients: Clients, seconds: float, times: float, peak_s: float, tell: object
+) -> Report:
     assert callable(tell)
-    load = Load(address_of(mesh.url), books)
-    started_s = time.monotonic()
-    await load.closed(WARM_UP_S + peak_s, PEAK_OPEN)
-    peak = _per_second(books, started_s + WARM_UP_S, started_s + WARM_UP_S + peak_s)
-    await books.closed(60)
-    before = memory_of(mesh)
+    load = Load(address_of(mesh.url), books, clients)
+    peak = await _peak(load, books, peak_s)
+    before, spent_before = memory_of(mesh), _spent_s(mesh)
     tell(f"peak: {peak:.1f} a second; now {peak * times:.0f} a second for {seconds:.0f} s")
     load.sent.clear()
     began_s = time.monotonic()
@@ -91,30 +113,56 @@ async def _act(mesh: LocalMesh, books: Books, seconds: float, times: float, peak
     await load.open(seconds, peak * times)
     ended_s = time.monotonic()
     watching.cancel()
+    spent = _spent_s(mesh)
+    sent, load.sent = load.sent, []
     recovery_s = await _recovered(mesh.url)
     tell(f"recovered after {recovery_s:.1f} s")
     await books.closed(150)
-    by_status: dict[bool, list[float]] = {True: [], False: []}
-    for sent in load.sent:
-        if sent.status:
-            by_status[sent.status == 202].append(sent.took_ms)
     after = memory_of(mesh)
+    peak_after = await _peak(load, books, peak_s)
+    by_status: dict[bool, list[float]] = {True: [], False: []}
+    for one in sent:
+        if one.status:
+            by_status[one.status == 202].append(one.took_ms)
     return Report(
-        peak_per_s=peak,
-        offered_per_s=len(load.sent) / (ended_s - began_s),
+        cores=cores,
+        clients=clients,
+        peaks_per_s=(peak, peak_after),
+        offered_per_s=len(sent) / (ended_s - began_s),
         goodput_per_s=_per_second(books, began_s + WARM_UP_S, ended_s),
         accepted=_latency(by_status[True]),
         refused=_latency(by_status[False]),
-        retry_after_s=dict(sorted(Counter(sent.retry_after_s for sent in load.sent if sent.status in (429, 503)).items())),
-        unanswered=sum(1 for sent in load.sent if not sent.status),
+        retry_after_s=dict(sorted(Counter(one.retry_after_s for one in sent if one.status in (429, 503)).items())),
+        unanswered=sum(1 for one in sent if not one.status),
         recovery_s=recovery_s,
         lost=len(books.open),
         twice=len(books.twice),
         statuses=dict(books.statuses),
-        errors=_odd(load.sent),
+        errors=_odd(sent),
         keys_left=await keys_left_in(mesh.redis_url),
         rss_mb={part: (before[part], after[part]) for part in before if part in after},
+        cpu_ms={part: round((spent[part] - spent_before[part]) / len(sent) * 1000, 2) for part in spent},
     )
+
+
+async def _peak(load: Load, books: Books, seconds: float) -> float:
+    """How many pictures a second the mesh can do, once it is warm."""
+    started_s = time.monotonic()
+    await load.closed(WARM_UP_S + seconds, PEAK_OPEN)
+    peak = _per_second(books, started_s + WARM_UP_S, started_s + WARM_UP_S + seconds)
+    await books.closed(60)
+    return peak
+
+
+def _spent_s(mesh: LocalMesh) -> dict[str, float]:
+    """Processor seconds that each part, and this process with its clients, has taken so far."""
+    pids = {name: process.pid for name, process in mesh.processes.items() if process.pid} | {"clients": os.getpid()}
+    return {name: _family_s(psutil.Process(pid), with_children=name != "clients") for name, pid in pids.items()}
+
+
+def _family_s(process: psutil.Process, *, with_children: bool) -> float:
+    family = [process, *(process.children(recursive=True) if with_children else ())]
+    return sum(times.user + times.system for times in (member.cpu_times() for member in family))
 
 
 def _odd(sent: list[Sent]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.addresses import MOST_CHARACTERS
 from shared.errors import MeshError
 
 Where = Literal["path", "query", "header"]
@@ -111,7 +112,7 @@ OPTIONS = (
 )
 CALLBACK_URL = Parameter(
     "callback_url",
-    str,
+    Annotated[str, Meta(max_length=MOST_CHARACTERS, extra_json_schema={"format": "uri"})],
     "Told the end by a signed POST (Standard Webhooks), where the mesh sends webhooks; see docs/webhooks.md.",
 )
 KEEP_UPLOAD = Parameter("keep_upload", bool, "Keep the picture with its result, so that it can be drawn.", example=True)

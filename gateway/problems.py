@@ -6,6 +6,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from shared import errors, metrics
 from shared.errors import MeshError
@@ -51,4 +52,13 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     kind = _BY_STATUS.get(error.status_code, errors.BadRequest)
     detail = f"{request.method} {request.url.path}: {error.detail}"
-    return answer(kind(detail), trace_id=request.scope.get("trace_id", ""), headers=dict(error.headers or {}))
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == errors.MethodNotAllowed.status:
+        headers["allow"] = ", ".join(sorted(_methods(request)))
+    return answer(kind(detail), trace_id=request.scope.get("trace_id", ""), headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What can be done at this path. A route tells of its own method only, and each of our endpoints is a route."""
+    there = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in there for method in getattr(route, "methods", None) or ()}

@@ -133,7 +133,7 @@ ROUTES = [
             Parameter("last_event_id", str, "The same, for readers that cannot set headers."),
         ),
         answers=(
-            Answer(200, "The events.", gives="events"),
+            Answer(200, "The events.", Job, gives="events"),
             Answer(204, "The job has ended and the reader has seen it.", gives="empty"),
         ),
         problems=(errors.UnknownJob, errors.ExpiredJob),

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+from typing import Annotated
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -53,7 +55,7 @@ ROUTES = [
         parameters=(
             JOB_ID,
             Parameter("format", Drawing.__annotations__["format"], "How it is encoded.", example="jpeg"),
-            Parameter("max_side", int, "The longer side in pixels, at most; 16 to 4096.", example=1280),
+            Parameter("max_side", Annotated[int, Meta(ge=16, le=4096)], "The longer side in pixels, at most.", example=1280),
         ),
         answers=(Answer(200, "The picture.", gives="image"),),
         problems=(

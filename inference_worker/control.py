@@ -1,15 +1,16 @@
 """Keeps the models in Triton as the registry wants them, through Triton's model control.
 
     in the registry, not ready in Triton       load it; again after a pause that grows while it fails
-    in the registry's list `unloaded`          unload it
-    not in the registry any more               unload it after a while, for others may still have batches of it
+    in the registry's list `unloaded`          unload it after a while, and not before what was accepted for it has ended
+    not in the registry any more               the same
 
+One that comes back within that while is simply kept.
 Where model control is closed to us, or Triton polls its repository, nothing is done but to say what Triton says.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ from shared.live_registry import LiveRegistry
 
 RETRY_LEAST_S, RETRY_MOST_S = 1.0, 30.0
 LEAVE_S = 10.0
-"""How long a model that left the registry stays loaded."""
+"""How long a model that is wanted no more stays loaded: gateways and other workers may not have seen it yet."""
 
 log = structlog.get_logger()
 
@@ -28,16 +29,19 @@ log = structlog.get_logger()
 class Control:
     """One inference worker's hand on Triton's models."""
 
-    def __init__(self, triton: Triton, registry: LiveRegistry) -> None:
+    def __init__(self, triton: Triton, registry: LiveRegistry, has_left: Callable[[str, float], Awaitable[bool]]) -> None:
+        """`has_left(model, for_s)` is `Store.has_left`."""
         self._triton = triton
         self._registry = registry
+        self._has_left = has_left
         self._states: dict[str, ModelState] = {}
         self._said: dict[str, str] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._pauses_s: dict[str, float] = {}
         self._next_s: dict[str, float] = {}
-        self._gone_s: dict[str, float] = {}
-        self._known: set[str] = set()
+        self._leaving_s: dict[str, float] = {}
+        self._rows: dict[str, set[str]] = {}
+        """Triton's name -> the rows that it serves or has served."""
 
     def status(self) -> dict[str, dict[str, Any]]:
         """What Triton says of each of the registry's models, by the registry's name."""
@@ -59,16 +63,16 @@ class Control:
             self._states = {}
             return
         registry = self._registry.now
-        wanted = {model.triton_model for model in registry.models.values() if model.triton_model}
-        unwanted = {registry.models[name].triton_model for name in registry.unloaded}
-        unwanted -= {model.triton_model for name, model in registry.models.items() if name not in registry.unloaded}
-        for name in wanted - unwanted:
+        wanted: set[str] = set()
+        for name, model in registry.models.items():
+            if model.triton_model:
+                self._rows.setdefault(model.triton_model, set()).add(name)
+                if name not in registry.unloaded:
+                    wanted.add(model.triton_model)
+        for name in wanted:
             if name in self._states and not self._is_ready(name):
                 self._begin(name, self._triton.load_model, "load")
-        for name in unwanted:
-            if self._is_ready(name):
-                self._begin(name, self._triton.unload_model, "unload")
-        self._leave(wanted)
+        await self._leave(wanted)
 
     async def close(self) -> None:
         """Let go of what is under way; Triton goes on with it."""
@@ -76,19 +80,21 @@ class Control:
             task.cancel()
         await asyncio.gather(*self._busy.values(), return_exceptions=True)
 
-    def _leave(self, wanted: set[str]) -> None:
+    async def _leave(self, wanted: set[str]) -> None:
         now_s = time.monotonic()
-        for name in wanted:
-            self._gone_s.pop(name, None)
-        for name in self._known - wanted:
-            self._gone_s.setdefault(name, now_s)
-        self._known |= wanted
-        for name, since_s in list(self._gone_s.items()):
-            if now_s - since_s >= LEAVE_S:
-                del self._gone_s[name]
-                self._known.discard(name)
-                if self._is_ready(name):
-                    self._begin(name, self._triton.unload_model, "unload")
+        for name, rows in list(self._rows.items()):
+            if name in wanted:
+                self._leaving_s.pop(name, None)
+                continue
+            for_s = now_s - self._leaving_s.setdefault(name, now_s)
+            if for_s < LEAVE_S:
+                continue
+            if not self._is_ready(name):
+                if not rows & set(self._registry.now.models):
+                    self._rows.pop(name)
+                    self._leaving_s.pop(name)
+            elif all([await self._has_left(row, for_s) for row in rows]):
+                self._begin(name, self._triton.unload_model, "unload")
 
     def _is_ready(self, name: str) -> bool:
         return name in self._states and self._states[name].state == "READY"

@@ -47,8 +47,8 @@ class Worker:
         """Track -> what runs it here."""
         self.gpus = Gpus()
         self._ready: list[str] = []
-        self._control = Control(runtime, registry)
-        self._loops = Loops(registry, self._loop)
+        self._control = Control(runtime, registry, store.has_left)
+        self._loops = Loops(registry, self._loop, store.has_left)
 
     def _loop(self, model: Model) -> Batching | None:
         runtime = self._runtimes.get(model.track)

@@ -161,7 +161,7 @@ class Worker:
         started = time.perf_counter()
         waited_ms = float(max(ticket.claimed_ms - ticket.queued_ms, 0))
         try:
-            model = self._registry.get(ticket.model)
+            model = self._registry.of_job(ticket.model)
             data, ticket.picture = ticket.picture, None  # not kept for as long as the ticket is
             if data is None:
                 data = await self._surely(ticket, lambda: self._store.uploads.get(ticket))

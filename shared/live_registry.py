@@ -1,24 +1,14 @@
-"""The registry as its file says it now: looked at while it is used, read again when the file has changed.
-
-A new file that cannot be used changes nothing: the models stay those of the last good one, the log and `/health` say what is
-wrong with it.
-"""
+"""The registry as its file says it now (`shared.live_file`), and for a while the rows that have gone from it."""
 
 import time
-from pathlib import Path
-
-import structlog
 
 from shared import models
 from shared.errors import UnknownModel
+from shared.live_file import LiveFile
 from shared.models import Model, Registry, RegistryError
 
-LOOK_S = 0.25
-"""How often the file is looked at, at most: a look is a `stat`, but a request makes several."""
-
-log = structlog.get_logger()
-
-_Stamp = tuple[Path, int, int, int]
+REMEMBERED_S = 3600.0
+"""How long a row that has gone can still be asked for: longer than a job may wait for its turn."""
 
 
 class LiveRegistry:
@@ -31,20 +21,25 @@ class LiveRegistry:
             RegistryError: the file cannot be used.
             UnknownModel: it does not hold the default model.
         """
-        self.problem = ""
-        """What is wrong with the file, in one line; empty while it is good."""
         self._setting = setting
         self._default_model = default_model
-        self._looked_s = time.monotonic()
-        self._stamp = self._look()
-        self._registry = self._read()
+        self._rows: dict[str, Model] = {}
+        self._gone: dict[str, tuple[Model, float]] = {}
+        self._file = LiveFile("registry", lambda: models.file_of(setting), self._read, (RegistryError, UnknownModel))
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the file, in one line; empty while it is good."""
+        return self._file.problem
 
     @property
     def now(self) -> Registry:
         """The models at this moment."""
-        if time.monotonic() - self._looked_s >= LOOK_S:
-            self.refresh()
-        return self._registry
+        return self._file.now
+
+    def refresh(self) -> None:
+        """Look at the file now. Never raises."""
+        self._file.refresh()
 
     def get(self, name: str) -> Model:
         """A model by its name or alias, even one that was added a moment ago.
@@ -55,35 +50,27 @@ class LiveRegistry:
         try:
             return self.now.get(name)
         except UnknownModel:
-            self.refresh()
-            return self._registry.get(name)
+            return self._file.refresh().get(name)
 
-    def refresh(self) -> None:
-        """Look at the file now. Never raises."""
-        self._looked_s = time.monotonic()
-        stamp = self._look()
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+    def of_job(self, name: str) -> Model:
+        """The model of a job, even if it was removed since the job was accepted.
+
+        Raises:
+            UnknownModel: there is none, nor was there of late.
+        """
         try:
-            self._registry = self._read()
-        except (RegistryError, UnknownModel) as error:
-            self.problem = str(error)
-            log.warning("registry.not_taken", problem=self.problem, models=sorted(self._registry.models))
-        else:
-            self.problem = ""
-            log.info("registry.read", file=str(stamp[0]), models=sorted(self._registry.models))
+            return self.get(name)
+        except UnknownModel:
+            if name not in self._gone:
+                raise
+            return self._gone[name][0]
 
     def _read(self) -> Registry:
         registry = models.load(self._setting)
         if self._default_model:
             registry.get(self._default_model)
+        now_s = time.monotonic()
+        self._gone = {name: gone for name, gone in self._gone.items() if now_s - gone[1] < REMEMBERED_S}
+        self._gone |= {name: (model, now_s) for name, model in self._rows.items() if name not in registry.models}
+        self._rows = registry.models
         return registry
-
-    def _look(self) -> _Stamp:
-        file = models.file_of(self._setting)
-        try:
-            stat = file.stat()
-        except OSError:
-            return file, 0, 0, 0
-        return file, stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -47,7 +47,8 @@ async def check_readiness(mesh: Mesh) -> dict[str, bool]:
         "redis": redis,
         "preprocess_worker": "preprocess" in kinds,
         "inference_worker": "inference" in kinds,
-        "model": any(default in beat.models for beat in beats if beat.kind == "inference"),
+        "model": default not in mesh.registry.unloaded
+        and any(default in beat.models for beat in beats if beat.kind == "inference"),
     }
 
 
@@ -81,6 +82,7 @@ async def health(request: Request) -> Response:
             document["status"], document["checks"]["redis"] = "degraded", False
             document["error"] = error.detail
     served = {name for beat in beats if beat.kind == "inference" for name in beat.models}
+    served -= mesh.registry.unloaded
     document["models"] = {name: {"ready": name in served} for name in mesh.registry.models}
     if mesh.live_registry.problem:
         document["status"], document["registry_problem"] = "degraded", mesh.live_registry.problem

@@ -37,13 +37,15 @@ async def _inference_beats(mesh: Mesh) -> list[Heartbeat]:
 
 
 def _public(mesh: Mesh, model: Model, beats: list[Heartbeat]) -> dict[str, Any]:
+    # One that was unloaded a moment ago is still in Triton, for the jobs that were accepted before.
+    is_loaded = model.name not in mesh.registry.unloaded
     said = [beat.details.get("triton_models", {}).get(model.name) for beat in beats]
     return {
         "name": model.name,
         "family": model.family,
         "track": model.track,
-        "ready": any(model.name in beat.models for beat in beats),
-        "loaded": model.name not in mesh.registry.unloaded,
+        "ready": is_loaded and any(model.name in beat.models for beat in beats),
+        "loaded": is_loaded,
         # A worker that read the registry a moment earlier may still speak of the model before.
         "triton": next((each for each in said if each and each["model"] == model.triton_model), None),
         "input_width": model.input_width,

@@ -93,6 +93,16 @@ class Store:
         ]
         return sum(await self._connection.run(*(("XLEN", queue) for queue in queues))) if queues else 0
 
+    async def has_left(self, model: str, for_s: float) -> bool:
+        """Whether all that was accepted for a model `for_s` ago or earlier has ended: its own queue is empty, and whatever
+        waits for a decoder was accepted later. False while Redis does not answer."""
+        try:
+            found = await self.depths([model])
+        except StoreUnavailable:
+            return False
+        own = found[f"inference:{model}"]
+        return not own.waiting + own.in_progress and found["preprocess"].oldest_age_ms < for_s * 1000
+
     async def budget(self) -> Budget:
         """The byte budget over all partitions."""
         return await self._budget.read()

@@ -1,11 +1,12 @@
-"""A Triton that refuses, hangs or has unloaded the model, under one real batching loop: rows 27 and 29 of the bad days."""
+"""A Triton that refuses, hangs or has unloaded the model, under one real batching loop: rows 27 and 29 of the bad days; and a
+worker whose registry loses the model while jobs for it are under way."""
 
 import asyncio
 import contextlib
 import http.client
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import msgspec
 import pytest
 
 from deploy.local.triton import Triton as Server
+from inference_worker import batching, control, loops
 from inference_worker.batching import Batching
 from inference_worker.triton import Triton
+from inference_worker.worker import Worker
+from shared.live_registry import LiveRegistry
 from shared.messages import TERMINAL, ImageInfo, Job, JobOptions, Placement
 from shared.models import load
 from shared.settings import Settings, read
@@ -71,10 +75,10 @@ async def inferring(settings: Settings, url: str) -> AsyncGenerator[tuple[Store,
     stop = asyncio.Event()
     runtime = Triton(url, 4)
     async with connect(settings) as store:
-        batching = Batching(store, runtime, MODEL, worker="w", slots=1)
+        loop = Batching(store, runtime, MODEL, worker="w", slots=1)
         tasks: list[asyncio.Task[None]] = []
         try:
-            yield store, lambda: tasks.append(asyncio.create_task(batching.run(stop, 1.0)))
+            yield store, lambda: tasks.append(asyncio.create_task(loop.run(stop, 1.0)))
         finally:
             stop.set()
             await asyncio.gather(*tasks)
@@ -156,5 +160,106 @@ def test_a_job_waits_for_a_model_that_is_unloaded(settings: Settings, server: Se
             finally:
                 await asyncio.to_thread(control, "load")
             assert (await ended(store, job_id)).status == "succeeded"
+
+    asyncio.run(scenario())
+
+
+ROW = 'triton_model = "{}"\ninput_width = 32\ninput_height = 32\nlabels = ["one"]\n'
+SMALL, OTHER = f"[models.small]\n{ROW.format('picky')}", f"[models.other]\n{ROW.format('not-there')}"
+
+
+class Served:
+    """A worker beside its registry file, which `say` changes; the worker has seen the change when `say` returns."""
+
+    def __init__(self, settings: Settings, store: Store, runtime: Triton, file: Path) -> None:
+        self._file = file
+        self._file.write_text(SMALL + OTHER, "utf-8")
+        self._registry = LiveRegistry(str(file))
+        self.store = store
+        self.runtime = runtime
+        self.worker = Worker(settings, self._registry, store, runtime)
+
+    async def say(self, text: str) -> None:
+        self._file.write_text(text, "utf-8")
+        self._registry.refresh()
+        await self.worker.check_models()
+
+    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        async with asyncio.timeout(20):
+            while not await holds():  # noqa: ASYNC110 - it is Triton's state
+                await asyncio.sleep(0.05)
+
+    async def in_triton(self) -> bool:
+        return (await self.runtime.index())["picky"].state == "READY"
+
+    async def not_in_triton(self) -> bool:
+        return not await self.in_triton()
+
+
+@asynccontextmanager
+async def serving(settings: Settings, server: Server, file: Path) -> AsyncGenerator[Served]:
+    stop = asyncio.Event()
+    runtime = Triton(server.url, 4, control_key=server.control_key)
+    async with connect(settings) as store:
+        served = Served(settings, store, runtime, file)
+        await served.worker.check_models()
+        upkeep = asyncio.create_task(served.worker.watch_models())
+        work = asyncio.create_task(served.worker.run(stop))
+        try:
+            yield served
+        finally:
+            stop.set()
+            await work
+            upkeep.cancel()
+            await asyncio.gather(upkeep, return_exceptions=True)
+            await runtime.close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits as short as a test's patience."""
+    monkeypatch.setattr(control, "LEAVE_S", 1.0)
+    monkeypatch.setattr(loops, "STAY_S", 1.0)
+    monkeypatch.setattr(loops, "FOLLOW_S", 0.05)
+    monkeypatch.setattr(batching, "TAKE_S", 0.1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_accepted_before_an_unload_is_done(redis_url: str, server: Server, tmp_path: Path) -> None:
+    settings = read({"MESH_REDIS_URL": redis_url, "MESH_HEARTBEAT_S": "0.1"})
+
+    async def scenario() -> None:
+        async with serving(settings, server, tmp_path / "models.toml") as served:
+            await served.say('unloaded = ["small"]\n' + SMALL + OTHER)
+            job_id = await decoded(served.store, GOOD)  # by a gateway that has not looked yet
+            assert (await ended(served.store, job_id)).status == "succeeded"
+            await served.say(SMALL + OTHER)
+            assert await served.in_triton()  # it came back before it had left
+            await served.say('unloaded = ["small"]\n' + SMALL + OTHER)
+            await served.until(served.not_in_triton)
+            await served.say(SMALL + OTHER)
+            await served.until(served.in_triton)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_accepted_before_a_removal_is_done(redis_url: str, server: Server, tmp_path: Path) -> None:
+    settings = read({"MESH_REDIS_URL": redis_url, "MESH_HEARTBEAT_S": "0.1"})
+
+    async def scenario() -> None:
+        async with serving(settings, server, tmp_path / "models.toml") as served:
+            await served.say(OTHER)
+            await asyncio.sleep(0.5)  # a loop that ended at once would have ended by now
+            job_id = await decoded(served.store, GOOD)
+            assert (await ended(served.store, job_id)).status == "succeeded"
+
+            async def let_go() -> bool:
+                return served.worker.status()["models"] == []
+
+            await served.until(let_go)
+            await served.until(served.not_in_triton)
+            await served.say(SMALL + OTHER)
+            await served.until(served.in_triton)
 
     asyncio.run(scenario())

@@ -15,6 +15,7 @@ from deploy.export import adding, configuration, detector, graph, repository
 from deploy.export.adding import Wish
 from deploy.export.registry_file import RegistryFile
 from shared import models
+from shared.live_file import FOLLOWED_S
 from shared.models import Model, RegistryError
 from shared.settings import read
 from visionmesh.client import Client
@@ -164,6 +165,7 @@ def remove(
     """Take a model that was added, with all its variants and files, out of the registry."""
     registry, place = _places(registry_file, folder)
     gone = adding.remove(registry, place, name)
+    time.sleep(FOLLOWED_S)
     Console(highlight=False, soft_wrap=True).print(f"removed {', '.join(gone)} from {registry}")
 
 
@@ -195,6 +197,7 @@ def _keep(name: str, registry_file: Path | None, *, loaded: bool) -> None:
     model = known.get(name)
     file.keep(model.name, loaded=loaded)
     file.save()
+    time.sleep(FOLLOWED_S)
     Console(highlight=False, soft_wrap=True).print(
         f"{model.name} is to be {'loaded' if loaded else 'unloaded'}, says {registry}"
     )
@@ -238,6 +241,7 @@ def _row(model: Model, registry: models.Registry, live: dict[str, Any] | None) -
 
 def _await_served(console: Console, url: str, names: list[str]) -> None:
     deadline_s = time.monotonic() + SERVED_WITHIN_S
+    time.sleep(FOLLOWED_S)  # another gateway process than the one that answers us may not have looked yet
     with console.status("waiting for the mesh to load it"):
         while missing := [name for name in names if not _live(url).get(name, {}).get("ready")]:
             if time.monotonic() > deadline_s:

@@ -4,13 +4,14 @@ import argparse
 import asyncio
 import random
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.table import Table
 
 from deploy.local import ports
 from deploy.local.supervisor import Options, running
-from tests.fuzz import corpus
+from tests.fuzz import corpus, suites
 from tests.fuzz.run import DECODE_TIMEOUT_S, LABEL, Report, through_the_mesh, through_the_pool
 
 MOST_S = DECODE_TIMEOUT_S + 1
@@ -22,16 +23,27 @@ def row(table: Table, name: str, report: Report) -> None:
     table.add_row(name, str(report.pictures), ends, f"{report.slowest_s:.2f} s", str(report.restarts), str(len(report.untyped)))
 
 
+def _fetched(console: Console, what: str, fetch: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+    """A suite, or none of it and a line that says why."""
+    try:
+        return fetch()
+    except OSError as error:
+        console.print(f"without {what}: {error}")
+        return {}
+
+
 async def fuzz(console: Console, mutants: int, sample: int, seed: int) -> bool:
     """Run it all; whether every picture ended as it should and no neighbour was hurt."""
     made = corpus.made()
-    suite: dict[str, bytes] = {}
-    try:
-        suite = corpus.pillow_suite()
-    except OSError as error:
-        console.print(f"without Pillow's suite: {error}")
+    libpng = _fetched(console, "libpng's suite", suites.libpng_suite)
+    fetched = {"Pillow's test images": _fetched(console, "Pillow's suite", suites.pillow_suite), "libpng's test images": libpng}
+    pngsuite = suites.pngsuite()
+    good = {name: suites.size_of_png(data) for name, data in pngsuite.items()}
+    good |= {name: suites.size_of_png(data) for name, data in libpng.items() if not name.startswith(suites.CRASHERS)}
+    all_suites = fetched | {"PngSuite": pngsuite, "PngSuite, broken": suites.broken_pngsuite()}
+    suite = {f"{which}: {name}": data for which, files in all_suites.items() for name, data in files.items()}
     table = Table("pictures", "count", "ends", "slowest", "decoders lost", "untyped", box=None)
-    reports = {"Pillow's test images": await through_the_pool(suite.items())} if suite else {}
+    reports = {which: await through_the_pool(files.items(), sizes=good) for which, files in all_suites.items() if files}
     reports["mutants"] = await through_the_pool(corpus.mutants(made | suite, mutants, seed))
     kept = random.Random(seed).sample(sorted((made | suite).items()), min(sample // 4, len(made | suite)))
     bad = kept + list(corpus.mutants(made | suite, sample - len(kept), seed + 1))
@@ -42,10 +54,12 @@ async def fuzz(console: Console, mutants: int, sample: int, seed: int) -> bool:
     console.print(table)
     console.print(f"neighbours of the {through.pictures} in the mesh: {dict(through.neighbours)}")
     for report in reports.values():
-        for line in [*report.untyped[:5], *report.killers[:5]]:
+        for line in [*report.untyped[:5], *report.wrong[:5], *report.killers[:5]]:
             console.print(f"  {line}")
     fine = all(
-        not report.untyped and report.slowest_s < MOST_S for name, report in reports.items() if name != "through the mesh"
+        not report.untyped and not report.wrong and report.slowest_s < MOST_S
+        for name, report in reports.items()
+        if name != "through the mesh"
     )
     return fine and not through.untyped and set(through.neighbours) == {LABEL}
 

@@ -1,16 +1,8 @@
-"""What is fed: pictures made here, suites that packages ship, and mutants of both.
-
-The suites are fetched with pip into a cache outside the repository, and never become part of it: Pillow's source package
-carries some hundred test images, many of them broken on purpose.
-"""
+"""What is fed besides the suites (`tests.fuzz.suites`): pictures made here, and mutants of both."""
 
 import io
 import random
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image, ImageCms
@@ -18,11 +10,8 @@ from PIL import Image, ImageCms
 from preprocess_worker.formats import recognise
 from tests.preprocess_worker.pictures import detailed, encode, png, scene
 
-CACHE = Path.home() / ".cache" / "visionmesh-fuzz"
 LARGEST_SEED_BYTES = 100_000
 """Larger files make slow mutants that find nothing more."""
-
-FETCH_S = 300
 
 
 def made() -> dict[str, bytes]:
@@ -56,31 +45,6 @@ def made() -> dict[str, bytes]:
         "tiff jpeg": encode(plain, "TIFF", compression="jpeg"),
         "avif": encode(plain, "AVIF"),
     }
-
-
-def pillow_suite() -> dict[str, bytes]:
-    """The test images of Pillow's source package, of the version that is installed.
-
-    Raises:
-        OSError: it cannot be fetched.
-    """
-    name = f"pillow-{version('pillow')}.tar.gz"
-    if not (CACHE / name).exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        command += ["--dest", str(CACHE), f"pillow=={version('pillow')}"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=FETCH_S)
-        except subprocess.SubprocessError as error:
-            raise OSError(f"pip cannot fetch {name}: {error}") from None
-    found: dict[str, bytes] = {}
-    with tarfile.open(CACHE / name) as archive:
-        for member in archive:
-            if member.isfile() and "/Tests/images/" in member.name:
-                file = archive.extractfile(member)
-                assert file is not None
-                found[member.name.split("/Tests/images/")[1]] = file.read()
-    return found
 
 
 def mutants(seeds: dict[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:

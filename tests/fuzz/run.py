@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import httpx
@@ -34,6 +34,8 @@ class Report(msgspec.Struct):
     """Pictures that ended otherwise than with a result or a code of ours."""
     killers: list[str] = []
     """Pictures that cost a decoder: they crashed it or ran into the timeout."""
+    wrong: list[str] = []
+    """Good pictures that were refused, or decoded to another size than they have."""
     neighbours: Counter[str] = msgspec.field(default_factory=Counter)
 
     def took(self, name: str, seconds: float) -> None:
@@ -43,9 +45,14 @@ class Report(msgspec.Struct):
             self.slowest_s, self.slowest = seconds, name
 
 
-async def through_the_pool(pictures: Iterable[tuple[str, bytes]], *, decoders: int = 2) -> Report:
-    """Decode each picture; all formats are on, so that the opt-in loaders get their share."""
-    report = Report()
+async def through_the_pool(
+    pictures: Iterable[tuple[str, bytes]], *, decoders: int = 2, sizes: Mapping[str, tuple[int, int]] | None = None
+) -> Report:
+    """Decode each picture; all formats are on, so that the opt-in loaders get their share.
+
+    `sizes` has those that are good, with the width and height to which they decode.
+    """
+    report, sizes = Report(), sizes or {}
     waiting = iter(pictures)
     limits = Limits(50_000_000, 16_384, ALL_FORMATS)
     async with DecoderPool(decoders, DECODE_TIMEOUT_S, limits) as pool:
@@ -57,6 +64,8 @@ async def through_the_pool(pictures: Iterable[tuple[str, bytes]], *, decoders: i
                     decoded = await pool.decode(data, 300, 300)
                 except JobError as error:
                     report.outcomes[error.code] += 1
+                    if name in sizes:
+                        report.wrong.append(f"{name}: {error.code}: {error.detail}")
                     if error.code in ("decoder-crashed", "decode-timeout"):
                         report.killers.append(name)
                 except Exception as error:  # noqa: BLE001 - that there is none is what is tested
@@ -64,6 +73,9 @@ async def through_the_pool(pictures: Iterable[tuple[str, bytes]], *, decoders: i
                 else:
                     assert len(decoded.tensor) == 300 * 300 * 3
                     report.outcomes["decoded"] += 1
+                    size = decoded.image.width, decoded.image.height
+                    if size != sizes.get(name, size):
+                        report.wrong.append(f"{name}: decoded to {size}, not {sizes[name]}")
                 report.took(name, time.monotonic() - started_s)
 
         await asyncio.gather(*(feed() for _ in range(decoders)))

@@ -3,7 +3,7 @@
 import asyncio
 
 from deploy.local.supervisor import LocalMesh
-from tests.fuzz import corpus
+from tests.fuzz import corpus, suites
 from tests.fuzz.run import LABEL, through_the_mesh, through_the_pool
 
 
@@ -14,6 +14,19 @@ def test_every_mutant_ends_in_a_typed_outcome() -> None:
     assert report.slowest_s < 6, report.slowest
     assert report.outcomes["decoded"] > 20
     assert report.outcomes["corrupt-image"] > 100
+
+
+def test_the_pictures_of_pngsuite_decode_to_their_size() -> None:
+    pictures = suites.pngsuite()
+    report = asyncio.run(through_the_pool(pictures.items(), decoders=1, sizes=dict.fromkeys(pictures, (32, 32))))
+    assert report.pictures == 15
+    assert report.untyped == report.wrong == []
+
+
+def test_broken_pictures_of_pngsuite_are_refused() -> None:
+    report = asyncio.run(through_the_pool(suites.broken_pngsuite().items(), decoders=1))
+    assert (report.untyped, report.killers) == ([], [])
+    assert report.outcomes == {"corrupt-image": 8, "unsupported-format": 6}
 
 
 def test_bad_pictures_hurt_no_neighbour(mesh: LocalMesh) -> None:

@@ -1,7 +1,6 @@
 """One chaos run: a mesh behind proxies, a load, faults one after another, and the reckoning."""
 
 import asyncio
-import contextlib
 import random
 import re
 import tempfile
@@ -10,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
-import psutil
 import redis.asyncio as redis
 
 from deploy.export import repository
@@ -21,6 +19,7 @@ from deploy.local.valkey import Valkey
 from tests.chaos.books import Books
 from tests.chaos.faults import FAULTS, Scene
 from tests.chaos.load import Load
+from tests.chaos.memory import busy_slots, complete, counts_of, memory_of
 from tests.chaos.proxy import Proxy
 
 LEASE_S = 2.0
@@ -45,6 +44,10 @@ class Report(msgspec.Struct):
     keys_left: list[str] = []
     errors_logged: list[str] = []
     rss_mb: dict[str, tuple[float, float]] = {}
+    complete: bool = False
+    """Whether every part had as many processes after as before."""
+    slots_leaked: dict[str, int] = {}
+    """Arena -> slots of shared memory that are leased though no job is left."""
 
 
 async def chaos(*, jobs: int, faults: list[str], pause_s: float, seed: int, say: object = None) -> Report:
@@ -94,7 +97,7 @@ async def _act(
 ) -> None:
     assert callable(tell)
     started_s = time.monotonic()
-    before = memory_of(scene.mesh)
+    before, processes = memory_of(scene.mesh), counts_of(scene.mesh)
     reader = asyncio.create_task(books.read_forever(scene.valkey.url))
     sending = asyncio.create_task(Load(scene.mesh.url, books, clients=12, most_open=60).send(jobs))
     counts: Counter[str] = Counter()
@@ -114,8 +117,10 @@ async def _act(
     report.lost, report.twice = len(books.open), len(books.twice)
     report.statuses, report.refused, report.faults = dict(books.statuses), dict(books.refused), dict(counts)
     report.seconds = round(time.monotonic() - started_s, 1)
+    report.complete = await complete(scene.mesh, processes)
     after = memory_of(scene.mesh)
     report.rss_mb = {part: (before[part], after[part]) for part in before if part in after}
+    report.slots_leaked = await busy_slots(scene.mesh)
     report.errors_logged = _errors(scene.mesh)
     report.keys_left = await keys_left_in(scene.valkey.url)
     reader.cancel()
@@ -173,13 +178,3 @@ async def _keep_running(triton: Triton) -> None:
         await triton.wait()
         await asyncio.sleep(0.3)
         await triton.start()
-
-
-def memory_of(mesh: LocalMesh) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for part in ("gateway", "preprocess", "inference"):
-        pid = mesh.processes[part].pid
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
-            found[part] = round(sum(process.memory_info().rss for process in family) / 1e6, 1)
-    return found

@@ -13,7 +13,8 @@ import psutil
 from deploy.local import ports
 from deploy.local.supervisor import LocalMesh, Options
 from tests.chaos.books import Books
-from tests.chaos.run import keys_left_in, memory_of
+from tests.chaos.memory import memory_of
+from tests.chaos.run import keys_left_in
 from tests.overload.apart import Cores, running_on
 from tests.overload.load import Clients, Load, Sent
 from visionmesh.bench.connection import address_of

@@ -1,5 +1,6 @@
 """Processes that die or stop in the middle of work: every accepted job ends, once."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -13,7 +14,7 @@ import redis
 
 from deploy.local import ports
 from deploy.local.supervisor import LocalMesh, Options
-from shared.store.arena import FOLDER, MappedArena
+from tests.chaos.memory import busy_slots
 from tests.conftest import PHOTOS, Background, running_mesh
 
 PHOTO = (PHOTOS / "astronaut.png").read_bytes()
@@ -48,18 +49,8 @@ def ends(mesh: LocalMesh, ids: list[str]) -> list[str]:
 
 
 def assert_no_slot_is_leaked(mesh: LocalMesh) -> None:
-    """All slots of shared memory that a live preprocess worker owns are free again, which its sweep may have to see to."""
-    within_s = 5
-    deadline_s = time.monotonic() + within_s
-    with httpx.Client(base_url=mesh.url, timeout=30) as http:
-        while True:
-            workers = http.get("/health").json()["workers"]
-            names = [each["details"]["arena"] for each in workers if each["kind"] == "preprocess"]
-            busy = [MappedArena.open(name).busy for name in names if (FOLDER / name).exists()]
-            if busy and not any(busy):
-                return
-            assert time.monotonic() < deadline_s, f"slots are still leased: {busy}"
-            time.sleep(0.05)
+    """All slots of shared memory that a live preprocess worker owns are free again."""
+    assert asyncio.run(busy_slots(mesh)) == {}
 
 
 @pytest.mark.parametrize("part", ["preprocess", "inference", "triton"])

@@ -198,6 +198,7 @@ class ModelSummary(msgspec.Struct, kw_only=True):
     """A model and whether it is ready."""
 
     name: str
+    version: int
     family: str
     track: str
     ready: bool

@@ -94,7 +94,7 @@ async def readings(store: Store, models: Registry) -> list[Metric]:
     ready = GaugeMetricFamily("mesh_model_ready", "Inference workers that can run a model now", labels=["model"])
     try:
         beats = await store.heartbeats.live()
-        depths = await store.depths(list(models.models))
+        depths = await store.depths(models.served)
         budget = await store.budget()
     except MeshError:
         up.add_metric([], 0)
@@ -109,8 +109,8 @@ async def readings(store: Store, models: Registry) -> list[Metric]:
     limit.add_metric([], budget.limit_bytes)
     for kind in ("gateway", "preprocess", "inference"):
         workers.add_metric([kind], sum(beat.kind == kind for beat in beats))
-    for model in models.models:
-        ready.add_metric([model], sum(beat.kind == "inference" and model in beat.models for beat in beats))
+    for name, model in models.models.items():
+        ready.add_metric([name], sum(beat.kind == "inference" and model.served_as in beat.models for beat in beats))
     return [up, depth, age, overdue, reserved, limit, workers, ready]
 
 

@@ -95,7 +95,7 @@ class Upload:
         """Make it a job; with an idempotency key perhaps one that exists.
 
         Raises:
-            ModelUnavailable: it was unloaded.
+            ModelUnavailable, UnknownModel: it was unloaded, or removed, while the picture came.
             Overloaded, StoreUnavailable, IdempotencyMismatch: see `Jobs.accept`; nothing is left behind.
         """
         if self._hash:
@@ -107,7 +107,7 @@ class Upload:
         # This span is the parent of all that happens to the job later, in whichever process.
         span = tracing.start("accept", traceparent, attributes, kind="producer")
         try:
-            _check_loaded(self._mesh, model)
+            model = _present(self._mesh, model)
             job = await self._mesh.store.jobs.accept(
                 self.job_id,
                 model=model,
@@ -169,9 +169,17 @@ def hash_key(mesh: Mesh, idempotency_key: str | None) -> str | None:
     return hashlib.blake2b(f"{mesh.tenant.name}\0{idempotency_key}".encode(), digest_size=16).hexdigest()
 
 
-def _check_loaded(mesh: Mesh, model: Model) -> None:
-    if model.name in mesh.registry.unloaded:
+def _present(mesh: Mesh, model: Model) -> Model:
+    """The model as it is served now: while the picture came it may have been unloaded, removed, or replaced by a version."""
+    registry = mesh.registry
+    if model.name in registry.unloaded:
         raise ModelUnavailable(f"model {model.name!r} is unloaded; `visionmesh models load {model.name}` brings it back")
+    if model.served_as in registry.served:
+        return model
+    newer = registry.get(model.name)
+    if newer.labels != model.labels:  # the classes that were asked for are numbers by now
+        raise ModelUnavailable(f"model {model.name!r} has just got other classes; send the picture again", retry_after_s=1)
+    return newer
 
 
 def open_body(request: Request, mesh: Mesh) -> Body:

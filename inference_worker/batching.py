@@ -77,7 +77,7 @@ class Batching:
         """Work until `stop` is set, then end the batches in flight within `drain_s`."""
         in_flight: set[asyncio.Task[None]] = set()
         stopped = asyncio.create_task(stop.wait())
-        async with self._store.consumer(f"inference:{self.model.name}", self._worker) as consumer:
+        async with self._store.consumer(f"inference:{self.model.served_as}", self._worker) as consumer:
             while not stop.is_set():
                 if len(in_flight) >= self._slots:
                     await asyncio.wait({*in_flight, stopped}, return_when=asyncio.FIRST_COMPLETED)

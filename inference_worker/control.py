@@ -18,6 +18,7 @@ import structlog
 from inference_worker.triton import ModelState, Triton
 from shared.errors import MeshError
 from shared.live_registry import LiveRegistry
+from shared.models import Registry
 
 RETRY_LEAST_S, RETRY_MOST_S = 1.0, 30.0
 LEAVE_S = 10.0
@@ -44,9 +45,9 @@ class Control:
         """Triton's name -> the rows that it serves or has served."""
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """What Triton says of each of the registry's models, by the registry's name."""
+        """What Triton says of each of the registry's models, by what they are `served_as`."""
         document: dict[str, dict[str, Any]] = {}
-        for name, model in self._registry.now.models.items():
+        for name, model in self._registry.now.served.items():
             if model.triton_model:
                 state = self._states.get(model.triton_model, ModelState("UNKNOWN" if not self._states else "MISSING", ""))
                 reason = self._said.get(model.triton_model) or state.reason
@@ -64,15 +65,15 @@ class Control:
             return
         registry = self._registry.now
         wanted: set[str] = set()
-        for name, model in registry.models.items():
+        for name, model in registry.served.items():
             if model.triton_model:
                 self._rows.setdefault(model.triton_model, set()).add(name)
-                if name not in registry.unloaded:
+                if model.name not in registry.unloaded:
                     wanted.add(model.triton_model)
         for name in wanted:
             if name in self._states and not self._is_ready(name):
                 self._begin(name, self._triton.load_model, "load")
-        await self._leave(wanted)
+        await self._leave(registry, wanted)
 
     async def close(self) -> None:
         """Let go of what is under way; Triton goes on with it."""
@@ -80,7 +81,7 @@ class Control:
             task.cancel()
         await asyncio.gather(*self._busy.values(), return_exceptions=True)
 
-    async def _leave(self, wanted: set[str]) -> None:
+    async def _leave(self, registry: Registry, wanted: set[str]) -> None:
         now_s = time.monotonic()
         for name, rows in list(self._rows.items()):
             if name in wanted:
@@ -90,7 +91,7 @@ class Control:
             if for_s < LEAVE_S:
                 continue
             if not self._is_ready(name):
-                if not rows & set(self._registry.now.models):
+                if not rows & set(registry.served):
                     self._rows.pop(name)
                     self._leaving_s.pop(name)
             elif all([await self._has_left(row, for_s) for row in rows]):

@@ -1,4 +1,4 @@
-"""The batching loops of the models that the registry names at this moment.
+"""The batching loops of the models that the registry names at this moment, one for each version.
 
 A row that is new gets a loop. One that has gone keeps its loop for a while, until what was accepted for it has ended. One
 that has changed has its loop ended, which finishes what it has in hand, and gets its new loop only then: both would sit on the
@@ -52,7 +52,7 @@ class Loops:
 
     def follow(self) -> Mapping[str, Batching]:
         """Make loops for new rows, tell those of changed ones to end, forget those that have; returns all there are."""
-        rows = self._registry.now.models
+        rows = self._registry.now.served
         for name, loop in list(self._loops.items()):
             stop = self._stops.get(name)
             # One that was told to end does so, even if its row is what it was again; then it gets a new one.

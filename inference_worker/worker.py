@@ -98,7 +98,7 @@ class Worker:
         await self._control.check()
         loops = self._loops.running
         ready = await asyncio.gather(*(loop.is_ready() for loop in loops))
-        names = [loop.model.name for loop, is_ready in zip(loops, ready, strict=True) if is_ready]
+        names = [loop.model.served_as for loop, is_ready in zip(loops, ready, strict=True) if is_ready]
         if names != self._ready:
             log.info("models.ready", models=names)
         self._ready = names

@@ -124,7 +124,7 @@ class Worker:
         """
         while (self._room <= 0 or time.monotonic() >= self._look_at_s) and not stop.is_set():
             try:
-                waiting = await self._store.waiting_tensors(list(self._registry.now.models))
+                waiting = await self._store.waiting_tensors(self._registry.now.served)
             except StoreUnavailable:
                 return 1  # the take that follows tells of it, and waits
             self._look_at_s = time.monotonic() + LOOK_S
@@ -161,7 +161,8 @@ class Worker:
         started = time.perf_counter()
         waited_ms = float(max(ticket.claimed_ms - ticket.queued_ms, 0))
         try:
-            model = self._registry.of_job(ticket.model)
+            model = self._registry.of_job(ticket.model, ticket.served_as)
+            ticket.served_as = model.served_as  # that it was accepted with, unless nobody here knows it any more
             data, ticket.picture = ticket.picture, None  # not kept for as long as the ticket is
             if data is None:
                 data = await self._surely(ticket, lambda: self._store.uploads.get(ticket))
@@ -253,7 +254,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     registry = LiveRegistry(settings.models)
     limits = Limits(settings.max_pixels, settings.max_side, frozenset(settings.formats.split(",")))
     size = settings.decoders or cores.available()
-    largest = max(model.tensor_bytes for model in registry.now.models.values())
+    largest = max(model.tensor_bytes for model in registry.now.served.values())
     areas = TensorAreas(None if settings.tensor_store == "redis" else make_arena(largest, size * SLOTS_PER_DECODER))
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     async with (

@@ -52,18 +52,18 @@ class LiveRegistry:
         except UnknownModel:
             return self._file.refresh().get(name)
 
-    def of_job(self, name: str) -> Model:
-        """The model of a job, even if it was removed since the job was accepted.
+    def of_job(self, name: str, served_as: str) -> Model:
+        """The version of a model that a job was accepted with, even if it has gone since; else the model's present one.
 
         Raises:
             UnknownModel: there is none, nor was there of late.
         """
-        try:
-            return self.get(name)
-        except UnknownModel:
-            if name not in self._gone:
-                raise
-            return self._gone[name][0]
+        if served_as not in self.now.served:
+            self.refresh()
+        model = self.now.served.get(served_as)
+        if model is None and served_as in self._gone:
+            model = self._gone[served_as][0]
+        return model or self.now.get(name)
 
     def _read(self) -> Registry:
         registry = models.load(self._setting)
@@ -71,6 +71,6 @@ class LiveRegistry:
             registry.get(self._default_model)
         now_s = time.monotonic()
         self._gone = {name: gone for name, gone in self._gone.items() if now_s - gone[1] < REMEMBERED_S}
-        self._gone |= {name: (model, now_s) for name, model in self._rows.items() if name not in registry.models}
-        self._rows = registry.models
+        self._gone |= {name: (model, now_s) for name, model in self._rows.items() if name not in registry.served}
+        self._rows = registry.served
         return registry

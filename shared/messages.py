@@ -143,8 +143,8 @@ Affine = tuple[float, float, float, float, float, float]
 class Ticket(msgspec.Struct, kw_only=True):
     """A claimed job, with the fence that a worker must show to change it. `*_ms` are Redis' epoch milliseconds;
     `queued_ms` is when it entered its present queue; `slot` is where in shared memory its tensor lies, if it does;
-    `affine` says that the picture was not decoded and is to be read with it (`shared.letterbox.to_stored`); `picture` came
-    along with a claim for decoding."""
+    `served_as` is the version of the model that it was accepted with (`Model.served_as`); `affine` says that the picture was
+    not decoded and is to be read with it (`shared.letterbox.to_stored`); `picture` came along with a claim for decoding."""
 
     id: str
     partition: int
@@ -152,6 +152,7 @@ class Ticket(msgspec.Struct, kw_only=True):
     fence: int
     attempts: int
     model: str
+    served_as: str
     track: str
     options: JobOptions
     created_ms: int

@@ -3,6 +3,9 @@
     MESH_MODELS ─▶ that file          else ─▶ the user's own, where `visionmesh models add` has made one          else ─▶ the
                                                                                               built-in one beside this module
 
+A model has several versions while one replaces another: new jobs get the row of its name, those of `[beside."NAME@VERSION"]`
+are served as well. Each has a queue of its own, and a job stays with the version it was accepted with.
+
 A file that says `builtin = true` adds to the built-in models, and its rows win. What can be asked of Triton itself (dtype,
 layout, batch limit) is not repeated here; what a service must know without Triton is. `shared.live_registry` follows a file
 while a service runs.
@@ -44,6 +47,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     name: str = ""
+    version: Annotated[int, Meta(ge=1)] = 1
     family: str = "yolo"
     track: Literal["A", "B", "C", "D"] = "B"
     triton_model: str = ""
@@ -58,6 +62,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_batch: Annotated[int, Meta(ge=1, le=1024)] = 8
     source: str = ""
     """The ONNX export it was made from; in the file relative to its folder. `visionmesh models verify` compares with it."""
+
+    @property
+    def served_as(self) -> str:
+        """What tells this version from others of the model: the name of its queue. The first has the model's own name."""
+        return self.name if self.version == 1 else f"{self.name}@{self.version}"
 
     @property
     def tensor_bytes(self) -> int:
@@ -86,19 +95,28 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Registry(msgspec.Struct, frozen=True):
-    """All models by name, the spellings that stand for them, and those that are not to be loaded at present."""
+    """All models by name, the spellings that stand for them, those that are not to be loaded at present, and by `served_as` the
+    versions that are served beside those that new jobs get."""
 
     models: dict[str, Model]
     aliases: dict[str, str] = {}
     unloaded: frozenset[str] = frozenset()
+    beside: dict[str, Model] = {}
+
+    @property
+    def served(self) -> dict[str, Model]:
+        """All versions of all models, by `served_as`."""
+        return {model.served_as: model for model in self.models.values()} | self.beside
 
     def get(self, name: str) -> Model:
-        """The model of this name or alias.
+        """The model of this name or alias; `NAME@VERSION` is one of its versions.
 
         Raises:
             UnknownModel: there is none.
         """
         model = self.models.get(self.aliases.get(name, name))
+        if model is None and "@" in name:
+            model = next((each for each in self.served.values() if f"{each.name}@{each.version}" == name), None)
         if model is None:
             raise UnknownModel(f"no model {name!r}; this mesh serves {', '.join(sorted(self.models))}")
         return model
@@ -106,6 +124,7 @@ class Registry(msgspec.Struct, frozen=True):
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     models: dict[str, Model] = {}
+    beside: dict[str, Model] = {}
     aliases: dict[str, str] = {}
     labels: dict[str, list[str]] = {}
     unloaded: list[str] = []
@@ -154,16 +173,7 @@ def load(setting: str | Path = "") -> Registry:
     for name, model in parsed.models.items():
         if not NAME.fullmatch(name):
             raise RegistryError(f"{file}: models.{name!r} is no name; letters, digits, '_', '.' and '-' are taken")
-        labels = model.labels
-        if len(labels) == 1 and labels[0].startswith("@"):
-            if labels[0][1:] not in parsed.labels:
-                raise RegistryError(f"{file}: models.{name}.labels names {labels[0]!r}, which [labels] does not hold")
-            labels = parsed.labels[labels[0][1:]]
-        if wrong := _wrong_place(model):
-            raise RegistryError(f"{file}: models.{name} {wrong}")
-        source = str(file.parent / model.source) if model.source else ""
-        torch_file = str(file.parent / model.torch_file) if model.torch_file else ""
-        models[name] = msgspec.structs.replace(model, name=name, labels=labels, source=source, torch_file=torch_file)
+        models[name] = _row(file, f"models.{name}", msgspec.structs.replace(model, name=name), parsed.labels)
     aliases = parsed.aliases
     if parsed.builtin and file != DEFAULT_FILE:
         base = load(DEFAULT_FILE)
@@ -178,7 +188,32 @@ def load(setting: str | Path = "") -> Registry:
     for name in parsed.unloaded:
         if name not in models:
             raise RegistryError(f"{file}: unloaded names {name!r}, which is no model of the file")
-    return Registry(models, aliases, frozenset(parsed.unloaded))
+    return Registry(models, aliases, frozenset(parsed.unloaded), _beside(file, parsed, models))
+
+
+def _beside(file: Path, parsed: _File, models: dict[str, Model]) -> dict[str, Model]:
+    rows: dict[str, Model] = {}
+    for key, model in parsed.beside.items():
+        name, _, version = key.rpartition("@")
+        if name not in models or not version.isdecimal() or int(version) in (0, models[name].version):
+            raise RegistryError(f"{file}: beside.{key!r} is no NAME@VERSION of another version of a model of the file")
+        row = _row(file, f"beside.{key}", msgspec.structs.replace(model, name=name, version=int(version)), parsed.labels)
+        rows[row.served_as] = row
+    return rows
+
+
+def _row(file: Path, place: str, model: Model, all_labels: dict[str, list[str]]) -> Model:
+    """A row with its labels and its paths looked up."""
+    labels = model.labels
+    if len(labels) == 1 and labels[0].startswith("@"):
+        if labels[0][1:] not in all_labels:
+            raise RegistryError(f"{file}: {place}.labels names {labels[0]!r}, which [labels] does not hold")
+        labels = all_labels[labels[0][1:]]
+    if wrong := _wrong_place(model):
+        raise RegistryError(f"{file}: {place} {wrong}")
+    source = str(file.parent / model.source) if model.source else ""
+    torch_file = str(file.parent / model.torch_file) if model.torch_file else ""
+    return msgspec.structs.replace(model, labels=labels, source=source, torch_file=torch_file)
 
 
 def _wrong_place(model: Model) -> str:

@@ -13,7 +13,7 @@ from shared.errors import InvalidParameter, UnknownModel
 from shared.errors import MeshError as StoreError
 from shared.models import RegistryError
 from shared.settings import SettingsError
-from visionmesh.commands import bench, demo, detect, doctor, jobs, keys, models, status, submit, subscribe, up, watch
+from visionmesh.commands import bench, demo, detect, doctor, jobs, keys, models, status, submit, subscribe, up, update, watch
 from visionmesh.drawing import DrawingError
 from visionmesh.errors import MeshError
 
@@ -34,6 +34,8 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(bench.app, name="bench")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+models.app.command("update")(update.update)
+models.app.command("tidy")(update.tidy)
 app.add_typer(models.app, name="models")
 
 

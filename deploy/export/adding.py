@@ -68,8 +68,8 @@ def add(wish: Wish, pictures: dict[str, bytes], tell: Telling = lambda _: None) 
         with tempfile.TemporaryDirectory(prefix=".adding-", dir=wish.repository.parent) as name:
             served = repository.write(Path(name), detector, wish.name, target=wish.target, max_batch=wish.max_batch)
             if wish.target != "tensorrt":  # a plan is built on the GPU's own machine
-                _verify(detector, served, Path(name), pictures, tell)
-            _move(Path(name), wish.repository)
+                verify(detector, served, Path(name), pictures, tell)
+            move(Path(name), wish.repository)
         source = wish.registry.parent / "sources" / f"{wish.name}.onnx"
         source.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(wish.onnx, source)
@@ -92,17 +92,29 @@ def remove(registry: Path, folder: Path, name: str) -> list[str]:
     gone = made or [name]
     if not set(gone) <= set(file.names):
         raise RegistryError(f"{registry} has no model {name!r}; a built-in one can be unloaded")
-    served = models.load(registry).models
+    served = models.load(registry).served
     file.remove({*gone, name})
     file.save()
     try:
-        for each in gone:
-            if served[each].triton_model:
-                shutil.rmtree(folder / served[each].triton_model, ignore_errors=True)
+        for model in served.values():
+            if model.name in gone:
+                forget_files(model, folder)
         (registry.parent / "sources" / f"{name}.onnx").unlink(missing_ok=True)
     except OSError as error:
         raise ExportError(f"{error.filename}: cannot be removed ({error.strerror})") from None
     return gone
+
+
+def forget_files(model: Model, folder: Path) -> None:
+    """Remove what Triton was served of a model, and the export that it was made from.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    if model.triton_model and (folder / model.triton_model).is_dir():
+        shutil.rmtree(folder / model.triton_model, ignore_errors=True)
+    if model.source and Path(model.source).parent.name == "sources":
+        Path(model.source).unlink(missing_ok=True)
 
 
 def source_of(model: Model) -> Path:
@@ -143,7 +155,13 @@ def agreements(model: Model, detector: Detector, graph: bytes | Path, pictures: 
     return asyncio.run(compare())
 
 
-def _verify(detector: Detector, served: Sequence[Served], folder: Path, pictures: dict[str, bytes], tell: Telling) -> None:
+def verify(detector: Detector, served: Sequence[Served], folder: Path, pictures: dict[str, bytes], tell: Telling) -> None:
+    """See that what was written into `folder` finds what the plain reference finds.
+
+    Raises:
+        ParityError: it does not.
+        ExportError: one of the two does not run.
+    """
     for variant in served:
         row = {"input_width": detector.input_width, "input_height": detector.input_height, "labels": detector.labels}
         row |= {
@@ -161,7 +179,8 @@ def _verify(detector: Detector, served: Sequence[Served], folder: Path, pictures
         tell(f"{variant.triton_model} (track {variant.track}): finds all {wanted} that the plain reference finds in our photos")
 
 
-def _move(made: Path, folder: Path) -> None:
+def move(made: Path, folder: Path) -> None:
+    """Move what was written in one folder into the repository."""
     for entry in sorted(made.iterdir()):
         target = folder / entry.name
         if target.is_dir() and entry.name == "build":

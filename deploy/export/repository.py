@@ -36,17 +36,25 @@ def write_default(repository: Path) -> list[str]:
 
 
 def write(
-    repository: Path, detector: Detector, name: str, *, target: Target = "cpu", max_batch: int = DEFAULT_MAX_BATCH
+    repository: Path,
+    detector: Detector,
+    name: str,
+    *,
+    target: Target = "cpu",
+    max_batch: int = DEFAULT_MAX_BATCH,
+    version: int = 1,
 ) -> list[Served]:
-    """Write the variants of a detector: NAME (track B; not where the detector has no plain output) and NAME_end2end (C).
+    """Write the variants of a detector: NAME (track B; not where the detector has no plain output) and NAME_end2end (C); a
+    later version of them as NAME@VERSION and NAME_end2end@VERSION.
 
     Raises:
         ExportError: the folder cannot be written.
     """
     largest = detector.batch or max_batch
     nms: graph.Nms = "tensorrt" if target == "tensorrt" else "onnx"
-    variants = [] if detector.layout == "nms-free" else [(name, "B", "yolo", graph.plain(detector))]
-    variants.append((f"{name}_end2end", "C", "end2end", graph.end2end(detector, nms)))
+    ending = "" if version == 1 else f"@{version}"
+    variants = [] if detector.layout == "nms-free" else [(name + ending, "B", "yolo", graph.plain(detector))]
+    variants.append((f"{name}_end2end{ending}", "C", "end2end", graph.end2end(detector, nms)))
     try:
         for triton_model, _, _, model in variants:
             _write_model(repository, triton_model, model, target, largest)

@@ -42,13 +42,13 @@ async def check_readiness(mesh: Mesh) -> dict[str, bool]:
     else:
         redis = mesh.store.ready.is_set()
     kinds = {beat.kind for beat in beats}
-    default = mesh.registry.get(mesh.settings.default_model).name
+    default = mesh.registry.get(mesh.settings.default_model)
     return {
         "redis": redis,
         "preprocess_worker": "preprocess" in kinds,
         "inference_worker": "inference" in kinds,
-        "model": default not in mesh.registry.unloaded
-        and any(default in beat.models for beat in beats if beat.kind == "inference"),
+        "model": default.name not in mesh.registry.unloaded
+        and any(default.served_as in beat.models for beat in beats if beat.kind == "inference"),
     }
 
 
@@ -76,14 +76,16 @@ async def health(request: Request) -> Response:
         try:
             beats = await mesh.store.heartbeats.live()
             document["workers"] = [_worker(beat, mesh.store.clock.now_ms()) for beat in beats]
-            document["queues"] = await mesh.store.depths(list(mesh.registry.models))
+            document["queues"] = await mesh.store.depths(mesh.registry.served)
             document["byte_budget"] = await mesh.store.budget()
         except MeshError as error:
             document["status"], document["checks"]["redis"] = "degraded", False
             document["error"] = error.detail
     served = {name for beat in beats if beat.kind == "inference" for name in beat.models}
-    served -= mesh.registry.unloaded
-    document["models"] = {name: {"ready": name in served} for name in mesh.registry.models}
+    registry = mesh.registry
+    document["models"] = {
+        name: {"ready": name not in registry.unloaded and model.served_as in served} for name, model in registry.models.items()
+    }
     if mesh.live_registry.problem:
         document["status"], document["registry_problem"] = "degraded", mesh.live_registry.problem
     document["optimizations"] = optimizations(request.scope, beats)

@@ -25,7 +25,7 @@ async def list_models(request: Request) -> Response:
 
 
 async def show_model(request: Request) -> Response:
-    """`GET /v1/models/NAME`: one model, by its name or an alias, with its labels."""
+    """`GET /v1/models/NAME`: one model, by its name, an alias or NAME@VERSION, with its labels."""
     mesh: Mesh = request.state.mesh
     parameters.check_names(request.query_params, [])
     model = mesh.registry.get(request.path_params["name"])
@@ -39,12 +39,13 @@ async def _inference_beats(mesh: Mesh) -> list[Heartbeat]:
 def _public(mesh: Mesh, model: Model, beats: list[Heartbeat]) -> dict[str, Any]:
     # One that was unloaded a moment ago is still in Triton, for the jobs that were accepted before.
     is_loaded = model.name not in mesh.registry.unloaded
-    said = [beat.details.get("triton_models", {}).get(model.name) for beat in beats]
+    said = [beat.details.get("triton_models", {}).get(model.served_as) for beat in beats]
     return {
         "name": model.name,
+        "version": model.version,
         "family": model.family,
         "track": model.track,
-        "ready": is_loaded and any(model.name in beat.models for beat in beats),
+        "ready": is_loaded and any(model.served_as in beat.models for beat in beats),
         "loaded": is_loaded,
         # A worker that read the registry a moment earlier may still speak of the model before.
         "triton": next((each for each in said if each and each["model"] == model.triton_model), None),

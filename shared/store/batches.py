@@ -120,7 +120,7 @@ class Batches:
         """A batch as it is now; with the job of each picture, in order.
 
         Raises:
-            UnknownJob: the ID was never given.
+            UnknownJob: the ID was never given, or is a job's.
             ExpiredJob: it is no longer kept.
         """
         partition, fields = await self._fields(batch_id)
@@ -164,6 +164,8 @@ class Batches:
             raise UnknownJob("no batch has this ID") from None
         fields = pairs(await self._connection.run_one("HGETALL", keys.batch(partition, batch_id)))
         if b"id" not in fields:
+            if await self._connection.run_one("EXISTS", keys.job(partition, batch_id)):
+                raise UnknownJob(f"this is the ID of a job: it is read at /v1/jobs/{batch_id}")
             raise ExpiredJob("this batch is no longer kept", job_id=batch_id)
         return partition, fields
 

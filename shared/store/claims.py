@@ -107,10 +107,10 @@ class Claims:
                 [
                     keys.job(ticket.partition, ticket.id), keys.upload(ticket.partition, ticket.id), name,
                     keys.queue(ticket.partition, "preprocess"),
-                    keys.queue(ticket.partition, f"inference:{ticket.model}"), keys.live(ticket.partition),
+                    keys.queue(ticket.partition, f"inference:{ticket.served_as}"), keys.live(ticket.partition),
                 ],
                 ticket.id, ticket.fence, ticket.entry_id, keys.GROUP, "1", "slot", slot,
-                "affine", pack(affine) if affine else b"",
+                "affine", pack(affine) if affine else b"", "served_as", ticket.served_as,
                 "image", pack(image), "placement", pack(placement),
                 "timings", pack(ticket.timings_ms | timings_ms), "decoded_ms", int(self._clock.now_ms()),
             ),
@@ -119,7 +119,7 @@ class Claims:
 
     async def release(self, ticket: Ticket) -> bool:
         """Give a claimed job back to the end of its queue."""
-        stage = "preprocess" if ticket.tensor is None else f"inference:{ticket.model}"
+        stage = "preprocess" if ticket.tensor is None else f"inference:{ticket.served_as}"
         (kept,) = await self._connection.run(
             self._connection.call(
                 "release",
@@ -140,7 +140,7 @@ class Claims:
                 "redecode",
                 [
                     keys.job(ticket.partition, ticket.id), keys.upload(ticket.partition, ticket.id),
-                    keys.queue(ticket.partition, f"inference:{ticket.model}"), keys.queue(ticket.partition, "preprocess"),
+                    keys.queue(ticket.partition, f"inference:{ticket.served_as}"), keys.queue(ticket.partition, "preprocess"),
                 ],
                 ticket.id, ticket.fence, ticket.entry_id, keys.GROUP,
             )

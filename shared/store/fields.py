@@ -64,6 +64,7 @@ def ticket_of(partition: int, entry_id: str, job_id: str, fields: dict[bytes, by
         fence=int(fields[b"fence"]),
         attempts=int(fields[b"attempts"]),
         model=fields[b"model"].decode(),
+        served_as=fields.get(b"served_as", fields[b"model"]).decode(),
         track=fields[b"track"].decode(),
         options=options_of(fields[b"options"]),
         created_ms=int(fields[b"created_ms"]),

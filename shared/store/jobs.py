@@ -10,7 +10,7 @@ Work is at least once; the visible result is exactly one: a worker shows its tic
 
 from shared import metrics, tracing
 from shared.access import NOBODY, Tenant
-from shared.errors import ExpiredJob, IdempotencyMismatch, InvalidParameter, Overloaded, TooManyRequests, UploadLost
+from shared.errors import ExpiredJob, IdempotencyMismatch, InvalidParameter, Overloaded, TooManyRequests, UnknownJob, UploadLost
 from shared.messages import Job, JobOptions, timestamp
 from shared.models import Model, Registry
 from shared.settings import Settings
@@ -115,7 +115,8 @@ class Jobs:
                 job_id, upload_bytes + model.tensor_bytes + RESULT_RESERVE_BYTES, limit_bytes,
                 deadline_ms, self._result_ttl_ms, request_hash, channel, self._public(job),
                 tenant.name, int(limit_bytes * tenant.byte_share), *(more_channels or [""]), most_open,
-                "model", model.name, "track", model.track, "created_ms", int(now_ms), "options", pack(options),
+                "model", model.name, "served_as", model.served_as, "track", model.track,
+                "created_ms", int(now_ms), "options", pack(options),
                 "upload_bytes", upload_bytes, "timings", pack(job.timings_ms), "reply_to", reply_to,
                 "traceparent", traceparent, "tenant", tenant.name, *(["batch", keys.batch(partition, batch)] if batch else []),
                 *(["callback", options.callback_url, "outbox", keys.outbox(partition)] if options.callback_url else []),
@@ -173,9 +174,11 @@ class Jobs:
         """The job as it is now.
 
         Raises:
-            UnknownJob: the ID was never given.
+            UnknownJob: the ID was never given, or is a batch's.
             ExpiredJob: its result is no longer kept.
         """
         partition = self._ids.partition(job_id)
-        (answer,) = await self._connection.run(("HGETALL", keys.job(partition, job_id)))
-        return job_of(job_id, pairs(answer))
+        fields = pairs(await self._connection.run_one("HGETALL", keys.job(partition, job_id)))
+        if not fields and await self._connection.run_one("EXISTS", keys.batch(partition, job_id)):
+            raise UnknownJob(f"this is the ID of a batch: it is read at /v1/batches/{job_id}")
+        return job_of(job_id, fields)

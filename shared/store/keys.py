@@ -15,7 +15,7 @@
     {mesh:P}:renders                list    gateway               pictures to be drawn; five minutes from the last request
     {mesh:P}:render:ID:HOW          string  preprocess worker     a drawn picture (or who asks, `:asked`); five minutes
     {mesh:P}:queue:preprocess       stream  accept, release       entries carry only `id`; acked and deleted when done
-    {mesh:P}:queue:inference:MODEL  stream  decoded, release      the same
+    {mesh:P}:queue:inference:MODEL  stream  decoded, release      the same; of a later version of the model MODEL@VERSION
     mesh:stream:results             stream  end                   every finished job, capped (MESH_RESULTS_STREAM_LENGTH)
     mesh:rate:TENANT                hash    take_token            a tenant's bucket of requests; until it is full again
     mesh:workers                    hash    heartbeats            a minute from the last beat

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 
 import structlog
@@ -71,7 +71,7 @@ class Store:
         await self._connection.run_one("PING")
 
     def consumer(self, stage: str, name: str) -> Consumer:
-        """A seat at a stage's queue: `preprocess` or `inference:MODEL`."""
+        """A seat at a stage's queue: `preprocess` or `inference:MODEL`, or of a later version `inference:MODEL@VERSION`."""
         return Consumer(
             self._connection,
             self.claims,
@@ -81,12 +81,12 @@ class Store:
             lease_s=self._settings.lease_s,
         )
 
-    async def depths(self, models: list[str]) -> dict[str, Depth]:
-        """The queues of all stages."""
+    async def depths(self, models: Iterable[str]) -> dict[str, Depth]:
+        """The queues of all stages; of the models as they are `served_as`."""
         stages = ["preprocess", *(f"inference:{model}" for model in models)]
         return await depths(self._connection, self.clock, stages, self._settings.partitions, self._settings.lease_s)
 
-    async def waiting_tensors(self, models: list[str]) -> int:
+    async def waiting_tensors(self, models: Iterable[str]) -> int:
         """How many decoded pictures of these models no inference worker has ended yet."""
         queues = [
             keys.queue(partition, f"inference:{model}") for partition in range(self._settings.partitions) for model in models

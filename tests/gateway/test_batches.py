@@ -108,8 +108,25 @@ def test_a_canceled_batch_is_finished(http: httpx.Client) -> None:
 
 def test_unknown_batches_are_problems(http: httpx.Client) -> None:
     assert http.get("/v1/batches/nosuchbatch").json()["code"] == "unknown-job"
-    job = http.post("/v1/jobs", content=PICTURES["chelsea"], headers={"content-type": "image/png"}).json()
-    assert http.get(f"/v1/batches/{job['id']}").status_code == 410
+
+
+def test_a_batch_is_no_job_and_a_job_no_batch_and_the_answer_says_which(http: httpx.Client) -> None:
+    job_id = http.post("/v1/jobs", content=PICTURES["chelsea"], headers={"content-type": "image/png"}).json()["id"]
+    batch_id = post(http, PICTURES["chelsea"]).json()["id"]
+    asked = {
+        f"/v1/jobs/{batch_id}": f"a batch: it is read at /v1/batches/{batch_id}",
+        f"/v1/jobs/{batch_id}?wait=1": "a batch",
+        f"/v1/jobs/{batch_id}/events": "a batch",
+        f"/v1/jobs/{batch_id}/image": "a batch",
+        f"/v1/batches/{job_id}": f"a job: it is read at /v1/jobs/{job_id}",
+    }
+    for path, said in asked.items():
+        answer = http.get(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json"), path
+        assert answer.json()["code"] == "unknown-job"
+        assert said in answer.json()["detail"]
+    assert http.delete(f"/v1/jobs/{batch_id}").status_code == http.delete(f"/v1/batches/{job_id}").status_code == 404
+    assert http.get(f"/v1/jobs/{job_id}").status_code == http.get(f"/v1/batches/{batch_id}").status_code == 200
 
 
 def test_every_key_of_a_batch_has_an_end(mesh: LocalMesh, http: httpx.Client) -> None:

@@ -8,8 +8,9 @@ from shared.messages import JobOptions, Ticket
 
 def ticket(waited_ms: float) -> Ticket:
     return Ticket(
-        id="a", partition=0, entry_id="1-0", fence=1, attempts=1, model="small", track="B", options=JobOptions(), created_ms=0,
-        queued_ms=0, claimed_ms=0, deadline_ms=0, upload_bytes=1, timings_ms={"preprocess_wait": waited_ms},
+        id="a", partition=0, entry_id="1-0", fence=1, attempts=1, model="small", served_as="small", track="B",
+        options=JobOptions(), created_ms=0, queued_ms=0, claimed_ms=0, deadline_ms=0, upload_bytes=1,
+        timings_ms={"preprocess_wait": waited_ms},
     )  # fmt: skip
 
 

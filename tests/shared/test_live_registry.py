@@ -93,3 +93,63 @@ def test_the_default_model_must_be_there(tmp_path: Path) -> None:
     (tmp_path / "empty.toml").write_text("", "utf-8")
     with pytest.raises(RegistryError, match="names no model"):
         LiveRegistry(str(tmp_path / "empty.toml"))
+
+
+def test_a_second_version_is_beside_then_switched_to_then_alone(tmp_path: Path) -> None:
+    from deploy.export.detector import load
+
+    file = tmp_path / "models.toml"
+    add(file, "one")
+    live = LiveRegistry(str(file))
+    old = live.get("one")
+    registry = RegistryFile(file)
+    registry.add_beside(
+        "one@2",
+        load(save(tmp_path, "yolov8", labels=["rot", "gruen"])),
+        {"one@2": Served("one@2", "B", "yolo", 4)},
+        {"one@2": old},
+    )
+    registry.save()
+    live.refresh()
+    new = live.get("one@2")
+    assert (live.get("one"), new.labels, new.confidence, new.served_as) == (old, ["rot", "gruen"], 0.3, "one@2")
+    registry.switch(["one@2"], {"one@2": old})
+    registry.save()
+    live.refresh()
+    # The same rows in other places: their loops go on.
+    assert (live.get("one"), live.get("one@1"), live.of_job("one", "one")) == (new, old, old)
+    registry.drop_beside(["one@1"])
+    registry.save()
+    live.refresh()
+    assert set(live.now.served) == {"small", "small_end2end", "one@2", "one_end2end"}
+    assert live.of_job("one", "one") == old  # a job of a moment ago still is what it was
+    assert live.of_job("one", "one@7") == new  # one that nobody remembers is done by what there is
+    assert "one_trt" in live.now.aliases
+
+
+def test_a_built_in_model_gets_a_second_version(tmp_path: Path) -> None:
+    from deploy.export.detector import load
+
+    file = tmp_path / "models.toml"
+    built_in = models.load().get("small")
+    registry = RegistryFile(file)
+    registry.add_beside(
+        "small@2", load(save(tmp_path, "yolov8")), {"small@2": Served("small@2", "B", "yolo", 4)}, {"small@2": built_in}
+    )
+    registry.switch(["small@2"], {"small@2": built_in})
+    registry.save()
+    assert models.load(file).get("small@1") == built_in
+    assert models.load(file).get("small").labels == ["red", "green"]
+    registry.remove(["small"])
+    registry.save()
+    assert models.load(file).get("small") == built_in
+
+
+@pytest.mark.parametrize("key", ["one", "one@1", "one@x", "two@2"])
+def test_what_is_no_version_of_a_model_is_refused(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "models.toml"
+    add(file, "one")
+    row = 'triton_model = "x"\ninput_width = 64\ninput_height = 64\n'
+    file.write_text(file.read_text("utf-8") + f'\n[beside."{key}"]\n{row}', "utf-8")
+    with pytest.raises(RegistryError, match="is no NAME@VERSION"):
+        models.load(file)

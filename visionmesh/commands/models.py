@@ -44,7 +44,7 @@ app = typer.Typer(help="The models of the mesh, and detectors of your own.", no_
 def list_models(url: URL = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the models; of a mesh that runs, with their state in Triton."""
     registry = models.load(read().models)
-    live = _live(url)
+    live = live_models(url)
     rows = [_row(model, registry, live.get(name)) for name, model in registry.models.items()]
     if as_json:
         sys.stdout.write(msgspec.json.encode(rows).decode() + "\n")
@@ -63,7 +63,7 @@ def show(name: str, url: URL = DEFAULT_URL) -> None:
     """Print everything about one model, as JSON."""
     registry = models.load(read().models)
     model = registry.get(name)
-    row = _row(model, registry, _live(url).get(model.name)) | msgspec.structs.asdict(model)
+    row = _row(model, registry, live_models(url).get(model.name)) | msgspec.structs.asdict(model)
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(row), indent=2).decode() + "\n")
 
 
@@ -84,21 +84,21 @@ def add(
 ) -> None:
     """Serve a detector of yours: inspect it, build its variants, verify them, and have a mesh that runs load them."""
     console = Console(highlight=False, soft_wrap=True)
-    registry, place = _places(registry_file, folder)
+    registry, place = places(registry_file, folder)
     if target is not CPU and folder is None:
         raise typer.BadParameter(
             f"the embedded Triton runs no {target.value} models; say --repository, the folder of your Triton"
         )
     wish = Wish(
         name=name, onnx=onnx, registry=registry, repository=place, target=target.value, max_batch=max_batch,  # type: ignore[arg-type]
-        input_size=_size(input_size), labels=detector.read_labels(labels) if labels else None, confidence=confidence,
+        input_size=size_of(input_size), labels=detector.read_labels(labels) if labels else None, confidence=confidence,
     )  # fmt: skip
     served = adding.add(wish, photos(), lambda line: console.print(line))
     names = [each.triton_model for each in served]
     console.print(f"added {', '.join(names)} to {registry}")
     if target.value == "tensorrt":
         console.print(f"now build the plans on the GPU's machine: {place}/build-plans.sh says how")
-    elif not _live(url):
+    elif not live_models(url):
         console.print("`visionmesh up` serves it")
     else:
         _await_served(console, url, names)
@@ -146,8 +146,8 @@ def verify(
 def load(name: str, registry_file: Registry = None, url: URL = DEFAULT_URL) -> None:
     """Have Triton load a model that was unloaded."""
     _keep(name, registry_file, loaded=True)
-    if _live(url):
-        _await_served(Console(highlight=False, soft_wrap=True), url, [models.load(_places(registry_file)[0]).get(name).name])
+    if live_models(url):
+        _await_served(Console(highlight=False, soft_wrap=True), url, [models.load(places(registry_file)[0]).get(name).name])
 
 
 @app.command()
@@ -163,7 +163,7 @@ def remove(
     folder: Annotated[Path | None, typer.Option("--repository", help="Where it was added to.")] = None,
 ) -> None:
     """Take a model that was added, with all its variants and files, out of the registry."""
-    registry, place = _places(registry_file, folder)
+    registry, place = places(registry_file, folder)
     gone = adding.remove(registry, place, name)
     time.sleep(FOLLOWED_S)
     Console(highlight=False, soft_wrap=True).print(f"removed {', '.join(gone)} from {registry}")
@@ -182,7 +182,7 @@ def _graph(model: Model, source: detector.Detector) -> bytes | Path:
     return made.SerializeToString()
 
 
-def _places(registry_file: Path | None, folder: Path | None = None) -> tuple[Path, Path]:
+def places(registry_file: Path | None, folder: Path | None = None) -> tuple[Path, Path]:
     """The registry file to write, and the repository beside it or elsewhere."""
     registry = registry_file or Path(read().models or models.user_file() or "")
     if not registry.name:
@@ -191,7 +191,7 @@ def _places(registry_file: Path | None, folder: Path | None = None) -> tuple[Pat
 
 
 def _keep(name: str, registry_file: Path | None, *, loaded: bool) -> None:
-    registry, _ = _places(registry_file)
+    registry, _ = places(registry_file)
     file = RegistryFile(registry)
     known = models.load(registry) if registry.is_file() else models.load()
     model = known.get(name)
@@ -203,7 +203,8 @@ def _keep(name: str, registry_file: Path | None, *, loaded: bool) -> None:
     )
 
 
-def _size(text: str) -> tuple[int, int] | None:
+def size_of(text: str) -> tuple[int, int] | None:
+    """Width and height of `--input-size`; `None` where none is given."""
     if not text:
         return None
     width, _, height = text.lower().partition("x")
@@ -212,7 +213,7 @@ def _size(text: str) -> tuple[int, int] | None:
     return int(width), int(height)
 
 
-def _live(url: str) -> dict[str, dict[str, Any]]:
+def live_models(url: str) -> dict[str, dict[str, Any]]:
     """The models of a mesh that runs, by name; empty where none answers."""
     try:
         with Client(url, retries=Retries(at_most=0)) as client:
@@ -243,7 +244,7 @@ def _await_served(console: Console, url: str, names: list[str]) -> None:
     deadline_s = time.monotonic() + SERVED_WITHIN_S
     time.sleep(FOLLOWED_S)  # another gateway process than the one that answers us may not have looked yet
     with console.status("waiting for the mesh to load it"):
-        while missing := [name for name in names if not _live(url).get(name, {}).get("ready")]:
+        while missing := [name for name in names if not live_models(url).get(name, {}).get("ready")]:
             if time.monotonic() > deadline_s:
                 console.print(f"the mesh at {url} does not serve {', '.join(missing)} yet; `visionmesh models list` says why")
                 raise typer.Exit(1)

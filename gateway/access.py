@@ -2,7 +2,8 @@
 
     request ─▶ open path? ─▶ key ─▶ scope ─▶ is the job the tenant's? ─▶ rate ─▶ routes, with a mesh bound to the tenant
 
-Only in place when `MESH_API_KEYS` names a file. What is refused here is refused before its body is read.
+Only in place when `MESH_API_KEYS` names a file, which is followed while the gateway runs.
+What is refused here is refused before its body is read.
 """
 
 import re
@@ -17,6 +18,7 @@ from gateway.mesh import Mesh
 from shared import access
 from shared.access import Access
 from shared.errors import BadRequest, Forbidden, MeshError, Unauthorized
+from shared.live_file import LiveFile
 
 OPEN = re.compile(r"/|/livez|/readyz|/v2/health/(live|ready)|/openapi\.json|/docs(/.*)?|/static/.*|/problems(/.*)?")
 """What says nothing about anybody's work: probes, the page, the documents."""
@@ -35,9 +37,9 @@ log = structlog.get_logger()
 class AccessMiddleware:
     """Plain ASGI middleware; the routes inside find `request.state.mesh` bound to the tenant of the key."""
 
-    def __init__(self, app: ASGIApp, keys: Access) -> None:
+    def __init__(self, app: ASGIApp, keys: LiveFile[Access]) -> None:
         self.app = app
-        self._keys = keys
+        self._file = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -65,14 +67,15 @@ class AccessMiddleware:
             UnknownJob: the job is another tenant's, or nobody's.
             TooManyRequests, StoreUnavailable: see `Rates.take`.
         """
+        keys = self._file.now
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        key = self._keys.find(given.strip()) if scheme.lower() == "bearer" else None
+        key = keys.find(given.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             raise Unauthorized("send Authorization: Bearer KEY" if not given else "this key is not known here")
         needed = _scope_of(request)
         if not key.allows(needed):
             raise Forbidden(f"this key has not the scope {needed!r}")
-        tenant = self._keys.tenant(key.tenant)
+        tenant = keys.tenant(key.tenant)
         if owned := OWNED.fullmatch(request.url.path):
             mesh.store.jobs.check_owner(owned[1], tenant)
         if request.method not in READING:

@@ -129,6 +129,7 @@ class WorkerHealth(msgspec.Struct, kw_only=True):
     rss_bytes: int
     cpu_percent: float
     jobs_done: int
+    message_version: int
     age_ms: float
     last_error: str | None
     models: list[str]
@@ -161,6 +162,7 @@ class Health(msgspec.Struct):
     queues: dict[str, Depth]
     models: dict[str, ModelHealth]
     registry_problem: str | None
+    keys_problem: str | None
     byte_budget: Budget | None
     optimizations: dict[str, Any]
 

@@ -61,7 +61,7 @@ def create(settings: Settings | None = None) -> Starlette:
     log.configure(settings, "gateway")
     tracing.configure("gateway")
     served = LiveRegistry(settings.models, settings.default_model)
-    keys = access.load(settings.api_keys)
+    keys = access.follow(settings.api_keys)
     middleware = [
         Middleware(SecurityHeadersMiddleware),
         Middleware(RequestMiddleware, slow_ms=settings.slow_request_ms),
@@ -69,7 +69,7 @@ def create(settings: Settings | None = None) -> Starlette:
     ]
 
     def status() -> dict[str, Any]:
-        return {"metrics_port": settings.metrics_port, "last_error": served.problem or None}
+        return {"metrics_port": settings.metrics_port, "last_error": served.problem or (keys and keys.problem) or None}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[State]:
@@ -81,7 +81,7 @@ def create(settings: Settings | None = None) -> Starlette:
             beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, status))
             try:
                 with closing.watch() as told_to_stop:
-                    yield {"mesh": Mesh(settings, served, store, name, told_to_stop)}
+                    yield {"mesh": Mesh(settings, served, store, name, told_to_stop, keys)}
             finally:
                 beat.cancel()
                 await asyncio.gather(beat, return_exceptions=True)

@@ -5,7 +5,8 @@ import time
 
 import msgspec
 
-from shared.access import NOBODY, Tenant
+from shared.access import NOBODY, Access, Tenant
+from shared.live_file import LiveFile
 from shared.live_registry import LiveRegistry
 from shared.models import Registry
 from shared.settings import Settings
@@ -21,6 +22,8 @@ class Mesh(msgspec.Struct, frozen=True):
     name: str
     closing: asyncio.Event
     """Set when this process was told to stop: what never ends by itself ends then."""
+    keys: LiveFile[Access] | None = None
+    """The API keys, where they are configured."""
     tenant: Tenant = NOBODY
     """Whose request this is; `NOBODY` where no keys are configured."""
     started_s: float = msgspec.field(default_factory=time.monotonic)

@@ -22,6 +22,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from shared.live_file import LiveFile
+
 Scope = Literal["submit", "read", "admin"]
 """`submit` sends and cancels, `read` reads one's own jobs, `admin` also sees the mesh itself. `admin` includes the others."""
 
@@ -95,8 +97,19 @@ def load(path: str) -> Access | None:
     Raises:
         AccessError: it is missing, no TOML, or an entry is wrong.
     """
-    if not path:
-        return None
+    return _read(path) if path else None
+
+
+def follow(path: str) -> LiveFile[Access] | None:
+    """A file of keys as it says now; `None` if no path is given. Keys come and go within a moment, without a restart.
+
+    Raises:
+        AccessError: see `load`.
+    """
+    return LiveFile("keys", lambda: Path(path), lambda: _read(path), (AccessError,)) if path else None
+
+
+def _read(path: str) -> Access:
     try:
         parsed = msgspec.convert(tomllib.loads(Path(path).read_text("utf-8")), _File)
     except OSError as error:

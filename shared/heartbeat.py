@@ -12,7 +12,7 @@ import psutil
 import structlog
 
 from shared.errors import MeshError
-from shared.messages import Heartbeat, timestamp
+from shared.messages import MESSAGE_VERSION, Heartbeat, timestamp
 from shared.store import Store
 
 log = structlog.get_logger()
@@ -37,6 +37,7 @@ async def beat_forever(
         rss_bytes=0,
         cpu_percent=0.0,
         jobs_done=0,
+        message_version=MESSAGE_VERSION,
     )
     try:
         while True:

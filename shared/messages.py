@@ -2,12 +2,19 @@
 
 A `Job` is what every reader gets: over HTTP as JSON or MessagePack, on the Redis channels as MessagePack. A `Ticket` is
 what a worker gets with a claim. Field names of `Job` are a public contract.
+
+Old and new processes run side by side while a mesh is upgraded. A field that is added is ignored by those who do not know
+it; where that would give a wrong result, `MESSAGE_VERSION` goes up, and a worker leaves jobs of a version above its own to
+newer workers.
 """
 
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import msgspec
+
+MESSAGE_VERSION: Final = 1
+"""What this code writes into a job's hash (field `v`), and the highest that it understands."""
 
 Status = Literal["queued", "processing", "succeeded", "failed", "canceled", "expired"]
 Stage = Literal["decoding", "decoded", "inferring"]
@@ -191,7 +198,8 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(msgspec.Struct, kw_only=True):
-    """What a process says of itself every few seconds. `models` are those it serves or that are ready in its Triton."""
+    """What a process says of itself every few seconds. `models` are those it serves or that are ready in its Triton,
+    by what they are `served_as`; `message_version` is the `MESSAGE_VERSION` of its code."""
 
     kind: Literal["gateway", "preprocess", "inference", "tasks"]
     name: str
@@ -206,6 +214,7 @@ class Heartbeat(msgspec.Struct, kw_only=True):
     gpu: list[Gpu] | None = None
     details: dict[str, Any] = {}
     metrics_port: int = 0
+    message_version: int = 1
     beat_at_ms: int = 0
 
 

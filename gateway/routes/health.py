@@ -69,6 +69,7 @@ async def health(request: Request) -> Response:
         "queues": {},
         "models": {},
         "registry_problem": None,
+        "keys_problem": None,
         "byte_budget": None,
     }
     beats: list[Heartbeat] = []
@@ -88,6 +89,8 @@ async def health(request: Request) -> Response:
     }
     if mesh.live_registry.problem:
         document["status"], document["registry_problem"] = "degraded", mesh.live_registry.problem
+    if mesh.keys and mesh.keys.problem:
+        document["status"], document["keys_problem"] = "degraded", mesh.keys.problem
     document["optimizations"] = optimizations(request.scope, beats)
     return encoders.answer(request, document)
 

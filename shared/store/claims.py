@@ -5,9 +5,12 @@ queue ──take──▶ ticket ──decoded──▶ next queue        releas
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import structlog
 
 from shared.errors import UploadLost
-from shared.messages import Affine, ImageInfo, Placement, Ticket
+from shared.messages import MESSAGE_VERSION, Affine, ImageInfo, Placement, Ticket
 from shared.settings import Settings
 from shared.store import keys
 from shared.store.clock import Clock
@@ -23,6 +26,20 @@ _STEPS = {"preprocess": "decoding"}
 """Queue -> what a job that is taken from it is doing then; `inferring` for all others."""
 
 
+NEWER = b"newer"
+"""What a script says of a job whose messages are of a version above ours."""
+
+log = structlog.get_logger()
+
+
+class Taken(NamedTuple):
+    """The newest entry's ID, what was claimed, and how many jobs of a newer version were met and put back at the end."""
+
+    newest: str
+    tickets: list[Ticket]
+    newer: int
+
+
 class Claims:
     """All that a worker does to a job before its end."""
 
@@ -33,8 +50,8 @@ class Claims:
         self._result_ttl_ms = int(settings.result_ttl_s * 1000)
         self._public = PUBLIC[settings.event_encoding]
 
-    async def take(self, partition: int, stage: str, consumer: str, at_most: int) -> tuple[str, list[Ticket]]:
-        """Claim new entries of a queue; returns the newest entry's ID, and tickets. Small pictures come along for decoding.
+    async def take(self, partition: int, stage: str, consumer: str, at_most: int) -> Taken:
+        """Claim new entries of a queue. Small pictures come along for decoding.
 
         Raises:
             UnknownGroup: the queue's group is gone: Redis was emptied.
@@ -45,31 +62,34 @@ class Claims:
             self._connection.call(
                 "take", [keys.queue(partition, stage)], keys.GROUP, consumer, at_most, step,
                 keys.job(partition, ""), keys.upload(partition, "") if step == "decoding" else "", PICTURE_BYTES,
+                MESSAGE_VERSION,
             )
         )  # fmt: skip
-        newest, *taken = answer
+        newest, newer, *taken = answer
         tickets: list[Ticket] = []
         for entry_id, job_id, fields, picture in taken:
-            ticket = ticket_of(partition, bytes(entry_id).decode(), bytes(job_id).decode(), pairs(fields))
-            ticket.picture = picture
-            tickets.append(ticket)
-        return bytes(newest).decode(), tickets
+            if ticket := _understood(partition, bytes(entry_id).decode(), bytes(job_id).decode(), pairs(fields)):
+                ticket.picture = picture
+                tickets.append(ticket)
+        return Taken(bytes(newest).decode(), tickets, int(newer))
 
     async def claim(self, partition: int, stage: str, entries: Sequence[tuple[str, str]]) -> list[Ticket]:
-        """Claim entries that were taken over, pairs of entry ID and job ID. What has ended or moved on is left out."""
+        """Claim entries that were taken over, pairs of entry ID and job ID. What has ended or moved on is left out, and what is
+        of a newer version goes back to its queue."""
         step = _STEPS.get(stage, "inferring")
         answers = await self._connection.run(
             *(
                 self._connection.call(
-                    "claim", [keys.job(partition, job_id), keys.queue(partition, stage)], entry_id, keys.GROUP, step
+                    "claim", [keys.job(partition, job_id), keys.queue(partition, stage)],
+                    entry_id, keys.GROUP, step, job_id, MESSAGE_VERSION,
                 )
                 for entry_id, job_id in entries
             )
-        )
+        )  # fmt: skip
         return [
-            ticket_of(partition, entry_id, job_id, pairs(answer))
+            ticket
             for (entry_id, job_id), answer in zip(entries, answers, strict=True)
-            if answer
+            if answer and answer != NEWER and (ticket := _understood(partition, entry_id, job_id, pairs(answer)))
         ]
 
     async def announce(self, tickets: Iterable[Ticket]) -> None:
@@ -110,7 +130,7 @@ class Claims:
                     keys.queue(ticket.partition, f"inference:{ticket.served_as}"), keys.live(ticket.partition),
                 ],
                 ticket.id, ticket.fence, ticket.entry_id, keys.GROUP, "1", "slot", slot,
-                "affine", pack(affine) if affine else b"", "served_as", ticket.served_as,
+                "affine", pack(affine) if affine else b"", "served_as", ticket.served_as, "v", MESSAGE_VERSION,
                 "image", pack(image), "placement", pack(placement),
                 "timings", pack(ticket.timings_ms | timings_ms), "decoded_ms", int(self._clock.now_ms()),
             ),
@@ -157,3 +177,12 @@ class Claims:
     async def crashed(self, ticket: Ticket) -> int:
         """Count a decoder's crash on this job's picture; returns how many there were."""
         return int(await self._connection.run_one("HINCRBY", keys.job(ticket.partition, ticket.id), "crashes", 1))
+
+
+def _understood(partition: int, entry_id: str, job_id: str, fields: dict[bytes, bytes]) -> Ticket | None:
+    """The ticket; `None` of a job that breaks the promise of its version: it stays pending, for others after its lease."""
+    try:
+        return ticket_of(partition, entry_id, job_id, fields)
+    except (ValueError, KeyError) as error:  # msgspec's are ValueErrors
+        log.warning("job.not_understood", job_id=job_id, error=f"{type(error).__name__}: {error}")
+        return None

@@ -35,12 +35,19 @@ class Heartbeats:
     async def live(self) -> list[Heartbeat]:
         """All processes that have beaten lately, by kind and name; the rest is forgotten."""
         (fields,) = await self._connection.run(("HGETALL", keys.WORKERS))
-        beats = {name: _decode(value) for name, value in pairs(fields).items()}
+        beats = {name: beat for name, value in pairs(fields).items() if (beat := _known(value))}
         oldest_ms = self._clock.now_ms() - self._alive_ms
         dead = [name for name, beat in beats.items() if beat.beat_at_ms < oldest_ms]
         if dead:
             await self._connection.run(("HDEL", keys.WORKERS, *dead))
         return [beat for name, beat in sorted(beats.items()) if name not in dead]
+
+
+def _known(value: bytes) -> Heartbeat | None:
+    try:
+        return _decode(value)
+    except msgspec.ValidationError:  # of a process of another version, perhaps of a kind that is not known here
+        return None
 
 
 def pairs(answer: list[bytes]) -> dict[bytes, bytes]:

@@ -11,7 +11,7 @@ Work is at least once; the visible result is exactly one: a worker shows its tic
 from shared import metrics, tracing
 from shared.access import NOBODY, Tenant
 from shared.errors import ExpiredJob, IdempotencyMismatch, InvalidParameter, Overloaded, TooManyRequests, UnknownJob, UploadLost
-from shared.messages import Job, JobOptions, timestamp
+from shared.messages import MESSAGE_VERSION, Job, JobOptions, timestamp
 from shared.models import Model, Registry
 from shared.settings import Settings
 from shared.store import keys
@@ -115,7 +115,7 @@ class Jobs:
                 job_id, upload_bytes + model.tensor_bytes + RESULT_RESERVE_BYTES, limit_bytes,
                 deadline_ms, self._result_ttl_ms, request_hash, channel, self._public(job),
                 tenant.name, int(limit_bytes * tenant.byte_share), *(more_channels or [""]), most_open,
-                "model", model.name, "served_as", model.served_as, "track", model.track,
+                "v", MESSAGE_VERSION, "model", model.name, "served_as", model.served_as, "track", model.track,
                 "created_ms", int(now_ms), "options", pack(options),
                 "upload_bytes", upload_bytes, "timings", pack(job.timings_ms), "reply_to", reply_to,
                 "traceparent", traceparent, "tenant", tenant.name, *(["batch", keys.batch(partition, batch)] if batch else []),

@@ -17,10 +17,14 @@ import structlog
 from shared.errors import MeshError, StoreUnavailable
 from shared.messages import Ticket
 from shared.store import keys
-from shared.store.claims import Claims
+from shared.store.claims import Claims, Taken
 from shared.store.connection import Connection, UnknownGroup
+from shared.store.heartbeats import pairs
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.1, 2.0
+
+PAST_NEWER, NEWER_PAUSE_S = 8, 0.5
+"""How often in a row a take may find nothing but jobs of newer versions, and the pause then."""
 
 log = structlog.get_logger()
 
@@ -124,13 +128,24 @@ class Consumer:
         share_s = block_s / len(self._partitions)
         for step in self._partitions:
             partition = (self._partition + step) % len(self._partitions)
-            newest, tickets = await self._claims.take(partition, self.stage, self.name, at_most)
-            if not tickets and share_s and await self._rings(partition, newest, share_s):
-                _, tickets = await self._claims.take(partition, self.stage, self.name, at_most)
-            if tickets:
+            taken = await self._take(partition, at_most)
+            if not taken.tickets and not taken.newer and share_s and await self._rings(partition, taken.newest, share_s):
+                taken = await self._take(partition, at_most)
+            if tickets := taken.tickets:
                 self._partition = (partition + 1) % len(self._partitions)
                 return tickets
         return []
+
+    async def _take(self, partition: int, at_most: int) -> Taken:
+        """New jobs of one partition, past those of newer versions; where there are only such, newer workers get a while."""
+        taken = Taken("0-0", [], 0)
+        for _ in range(PAST_NEWER):
+            taken = await self._claims.take(partition, self.stage, self.name, at_most)
+            if taken.tickets or not taken.newer:
+                return taken
+        log.info("queue.newer_jobs", stage=self.stage, partition=partition)
+        await asyncio.sleep(NEWER_PAUSE_S * random.uniform(0.5, 1))  # noqa: S311 - jitter needs no secrecy
+        return taken
 
     async def _rings(self, partition: int, newest: str, wait_s: float) -> bool:
         """Wait for an entry past the newest. Only a look: taking is one step with claiming, or there would be two writes."""
@@ -179,4 +194,4 @@ class Consumer:
 
 def _entries(answer: Any) -> list[tuple[str, str]]:
     """Entry ID and job ID of raw stream entries; deleted ones come without fields and are left out."""
-    return [(bytes(entry[0]).decode(), bytes(entry[1][1]).decode()) for entry in answer if entry and entry[1]]
+    return [(bytes(entry[0]).decode(), bytes(pairs(entry[1])[b"id"]).decode()) for entry in answer if entry and entry[1]]

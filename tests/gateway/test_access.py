@@ -1,5 +1,6 @@
 """Keys, scopes, tenants and rates on a real gateway: rows 1, 2 and 4 of the bad days, and the headers of every answer."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from deploy.local.valkey import Valkey
 from shared import access
 from shared.access import AccessError, Tenant
+from shared.live_file import FOLLOWED_S
 from tests.conftest import PHOTOS, Background
 from tests.gateway.conftest import gateway_process
 
@@ -33,12 +35,21 @@ byte_share = 0.0001
 """
 
 
+def text(keys: dict[tuple[str, ...], str]) -> str:
+    """A file of these keys."""
+    lines = [f'"{access.digest(key)}" = {{ tenant = "{who[0]}", scopes = {list(who[1:])} }}' for who, key in keys.items()]
+    return "[keys]\n" + "\n".join(lines) + LIMITS
+
+
 @pytest.fixture(scope="module")
-def url(background: Background, valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("keys")
-    lines = [f'"{access.digest(key)}" = {{ tenant = "{who[0]}", scopes = {list(who[1:])} }}' for who, key in KEYS.items()]
-    (folder / "keys.toml").write_text("[keys]\n" + "\n".join(lines) + LIMITS)
-    with gateway_process(background, folder, valkey.url, {"MESH_API_KEYS": str(folder / "keys.toml")}) as url:
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys.toml"
+
+
+@pytest.fixture(scope="module")
+def url(background: Background, valkey: Valkey, file: Path) -> Iterator[str]:
+    file.write_text(text(KEYS))
+    with gateway_process(background, file.parent, valkey.url, {"MESH_API_KEYS": str(file)}) as url:
         yield url
 
 
@@ -48,6 +59,27 @@ def client(url: str, key: str = "") -> httpx.Client:
 
 def submit(http: httpx.Client, **headers: str) -> httpx.Response:
     return http.post("/v1/jobs", content=PHOTO, headers={"content-type": "image/png", **headers})
+
+
+def test_keys_come_and_go_while_the_gateway_runs_and_a_bad_file_changes_nothing(url: str, file: Path) -> None:
+    fresh = access.new_key()
+    with client(url, fresh) as http, client(url, OPS) as ops:
+        assert http.get("/v1/models").status_code == 401
+        try:
+            file.write_text(text(KEYS | {("new", "read"): fresh}))
+            time.sleep(FOLLOWED_S)
+            assert http.get("/v1/models").status_code == 200
+            file.write_text(text(KEYS) + "\n[keys]\nthis is no TOML")
+            time.sleep(FOLLOWED_S)
+            assert http.get("/v1/models").status_code == 200
+            told = ops.get("/health").json()
+            assert told["status"] == "degraded"
+            assert "keys.toml" in told["keys_problem"]
+        finally:
+            file.write_text(text(KEYS))
+        time.sleep(FOLLOWED_S)
+        assert http.get("/v1/models").status_code == 401
+        assert ops.get("/health").json()["keys_problem"] is None
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer vm_no", f"Basic {ACME}", ACME, f"Bearer {ACME[:-1]}"])

@@ -41,6 +41,9 @@ AT_ONCE = 32
 POLL_S = 0.2
 TAKE_S = 1.0
 RESTART_S = 1.0
+LEAVE_S = 1.0
+"""Part of the time to shut down that is kept for leaving the store."""
+
 SLACK_S = 3600.0
 """How much longer than its last try may take a delivery is kept by arq."""
 
@@ -184,6 +187,10 @@ async def _work(settings: Settings, tasks: Tasks, stop: asyncio.Event) -> None:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+        worker.allow_pick_jobs = False
+        if deliveries := [task for task in worker.tasks.values() if not task.done()]:
+            # What is being told is told to its end; it would else be told again.
+            await asyncio.wait(deliveries, timeout=max(settings.shutdown_s - LEAVE_S, LEAVE_S))
     finally:
         for task in running:
             task.cancel()

@@ -1,24 +1,15 @@
 """`python -m preprocess_worker`: one preprocess worker, until SIGTERM or SIGINT."""
 
 import asyncio
-import signal
 import sys
 
 import uvloop
 
 from preprocess_worker import worker
 from preprocess_worker.decoder import DecoderGone
-from shared import log, tracing
+from shared import log, service, tracing
 from shared.models import RegistryError
-from shared.settings import Settings, SettingsError, read
-
-
-async def _serve(settings: Settings) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await worker.run(settings, stop)
+from shared.settings import SettingsError, read
 
 
 def main() -> int:
@@ -28,7 +19,7 @@ def main() -> int:
         log.configure(settings, "preprocess_worker")
         tracing.configure("preprocess_worker")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings))
+            runner.run(service.serve(settings, worker.run))
     except (SettingsError, RegistryError) as error:
         print(f"preprocess_worker: {error}", file=sys.stderr)  # noqa: T201 - the one line for a person who started us by hand
         return 2

@@ -80,6 +80,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateway_workers: Count = 1
     gateway_worker_lifetime_s: Annotated[int, Meta(ge=60)] = 6 * 3600
     gateway_worker_max_rss_mb: Annotated[int, Meta(ge=64)] = 512
+    worker_lifetime_s: Annotated[int, Meta(ge=0, le=30 * 86400)] = 6 * 3600
+    worker_max_rss_mb: Annotated[int, Meta(ge=0)] = 4096
     shutdown_s: Annotated[int, Meta(ge=1, le=3600)] = 30
     decoders: CountOrAuto = 0
     decode_timeout_s: Seconds = 5.0

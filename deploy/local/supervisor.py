@@ -43,6 +43,9 @@ STEADY_S = 30.0
 STARTS_ALLOWED = 3
 """A part that dies this often before the mesh was ever ready will not become ready."""
 
+RECYCLED = 0
+"""The exit code of a worker that was old or large, had finished what it had, and wants to be started again."""
+
 MISUSE = 2
 """The exit code with which our services say that their configuration is wrong; starting them again would not help."""
 
@@ -224,10 +227,9 @@ class LocalMesh:
                 if not self.failed.done():
                     self.failed.set_result(process.last_line() or f"{process.name} ends at once, with exit code {code}")
                 return
-            if time.monotonic() - started_s > STEADY_S:
+            if code == RECYCLED or time.monotonic() - started_s > STEADY_S:
                 pause_s = RESTART_LEAST_S
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            self._progress(process.name, f"ended with {how}; restarting")
+            self._progress(process.name, f"{_how_it_ended(code)}; restarting")
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - jitter needs no secrecy
             pause_s = min(pause_s * 2, RESTART_MOST_S)
             await process.start()
@@ -274,6 +276,12 @@ def _repositories(folder: Path, setting: str) -> tuple[list[Path], list[str]]:
         if (own / name).exists():  # Triton refuses a name that two repositories hold
             shutil.rmtree(folder / name)
     return [own], [name for name in names if name in wanted and not (own / name).exists()]
+
+
+def _how_it_ended(code: int) -> str:
+    if code == RECYCLED:
+        return "is done with its work and ends"
+    return f"ended with signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _numbered(name: str, module: str, count: int) -> dict[str, str]:

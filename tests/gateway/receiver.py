@@ -15,10 +15,18 @@ class Came(msgspec.Struct):
     body: bytes
 
 
+class Hold(msgspec.Struct):
+    """An answer that is kept back: `began` is set when a webhook has come, and it is answered once `ends` is set."""
+
+    began: threading.Event = msgspec.field(default_factory=threading.Event)
+    ends: threading.Event = msgspec.field(default_factory=threading.Event)
+
+
 class Receiver:
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.answers: dict[str, list[tuple[int, dict[str, str]]]] = {}
+        self.holds: dict[str, Hold] = {}
         self._came: dict[str, queue.Queue[Came]] = {}
         self._lock = threading.Lock()
 
@@ -42,6 +50,9 @@ def receiving() -> Iterator[Receiver]:
             body = self.rfile.read(int(self.headers["content-length"]))
             answers = receiver.answers.get(self.path, [(204, {})])
             status, headers = answers.pop(0) if len(answers) > 1 else answers[0]
+            if hold := receiver.holds.get(self.path):
+                hold.began.set()
+                hold.ends.wait(20)
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -21,7 +21,7 @@ from gateway import addresses, webhooks
 from gateway.addresses import Exceptions, RefusedError
 from shared.settings import read
 from tests.conftest import PHOTOS, WEBHOOK_SECRET
-from tests.gateway.receiver import Came, Receiver, receiving
+from tests.gateway.receiver import Came, Hold, Receiver, receiving
 
 CAT = (PHOTOS / "chelsea.png").read_bytes()
 
@@ -108,6 +108,19 @@ def test_a_tasks_process_that_is_killed_loses_nothing(mesh: LocalMesh, http: htt
     os.kill(killed, signal.SIGKILL)
     job_id = submit(http, receiver.answers_with("/killed", [200]))
     assert verified(receiver.next("/killed", timeout_s=30))["data"]["id"] == job_id
+
+
+def test_a_tasks_process_that_is_stopped_ends_what_it_is_telling(
+    mesh: LocalMesh, http: httpx.Client, receiver: Receiver
+) -> None:
+    hold = receiver.holds["/held"] = Hold()
+    job_id = submit(http, receiver.answers_with("/held", [200]))
+    assert hold.began.wait(20)
+    os.kill(mesh.processes["tasks"].pid or 0, signal.SIGTERM)
+    time.sleep(1)  # a process that canceled it would be gone by now, and tell it again
+    hold.ends.set()
+    (delivery,) = deliveries(http, f"/v1/jobs/{job_id}", 1)
+    assert (delivery["attempt"], delivery["delivered"]) == (1, True)
 
 
 def test_gone_is_final(http: httpx.Client, receiver: Receiver) -> None:

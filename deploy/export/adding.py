@@ -17,7 +17,8 @@ import msgspec
 
 from deploy.export import repository
 from deploy.export.configuration import Target
-from deploy.export.detector import Detector, ExportError, ParityError, load
+from deploy.export.detector import Detector, load
+from deploy.export.errors import ExportError, ParityError
 from deploy.export.registry_file import RegistryFile
 from deploy.export.repository import DEFAULT_MAX_BATCH, DEFAULT_ONNX, Served
 from shared import models

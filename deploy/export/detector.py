@@ -14,6 +14,8 @@ import msgspec
 import onnx
 from onnx import ModelProto
 
+from deploy.export.errors import ExportError
+
 MOST_BYTES = 2 * 1024**3 - 1
 """protobuf's own limit."""
 
@@ -22,14 +24,6 @@ SMALLEST_SIDE, LARGEST_SIDE = 32, 8192
 _OWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 
 Layout = Literal["yolov8", "yolov5", "nms-free"]
-
-
-class ExportError(Exception):
-    """The ONNX file cannot be served. The message is one line."""
-
-
-class ParityError(Exception):
-    """What would be served does not find what the detector finds. The message is one line."""
 
 
 class Detector(msgspec.Struct, frozen=True):

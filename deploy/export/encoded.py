@@ -18,7 +18,8 @@ import msgspec
 
 from deploy.export import configuration
 from deploy.export.configuration import Target
-from deploy.export.detector import Detector, ExportError
+from deploy.export.detector import Detector
+from deploy.export.errors import ExportError
 
 _SOURCES = Path(__file__).parents[1] / "triton" / "dali"
 

@@ -15,7 +15,8 @@ import onnx
 import onnx.compose
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from deploy.export.detector import Detector, ExportError
+from deploy.export.detector import Detector
+from deploy.export.errors import ExportError
 
 TOP_K = 100
 SCORE_THRESHOLD = 0.05

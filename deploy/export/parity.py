@@ -12,7 +12,7 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from deploy.export.detector import ExportError
+from deploy.export.errors import ExportError
 from deploy.export.reference import Reference, overlap, run, session
 from inference_worker.heads import HEADS, Thresholds
 from preprocess_worker.formats import Limits

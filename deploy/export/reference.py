@@ -16,7 +16,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
-from deploy.export.detector import Detector, ExportError
+from deploy.export.detector import Detector
+from deploy.export.errors import ExportError
 from shared.messages import Box, Detection
 
 Array = npt.NDArray[Any]

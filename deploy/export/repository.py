@@ -14,7 +14,8 @@ import onnx
 
 from deploy.export import configuration, graph
 from deploy.export.configuration import Target
-from deploy.export.detector import Detector, ExportError, load
+from deploy.export.detector import Detector, load
+from deploy.export.errors import ExportError
 
 _MODEL_PY = Path(__file__).parents[1] / "triton" / "model.py"
 DEFAULT_ONNX = Path(__file__).parents[1] / "models" / "ssdlite_mobilenet_v2_coco_300.onnx"

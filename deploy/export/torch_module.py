@@ -15,7 +15,8 @@ from typing import Any
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from deploy.export.detector import Detector, ExportError, load
+from deploy.export.detector import Detector, load
+from deploy.export.errors import ExportError
 
 Operator = Callable[[Any, dict[str, Any], list[Any]], Any]
 """Runs a node: torch, its attributes, its inputs (constants of whole numbers as lists) -> its output, or a tuple of them."""

@@ -12,7 +12,8 @@ import msgspec
 
 from deploy.export import encoded, repository, torch_module
 from deploy.export.configuration import Target
-from deploy.export.detector import Detector, ExportError, load
+from deploy.export.detector import Detector, load
+from deploy.export.errors import ExportError
 from shared.models import DEFAULT_FILE
 
 

@@ -16,7 +16,8 @@ import msgspec
 
 from deploy.export import adding, repository
 from deploy.export.adding import Telling, Wish
-from deploy.export.detector import Detector, ExportError, load
+from deploy.export.detector import Detector, load
+from deploy.export.errors import ExportError
 from deploy.export.registry_file import RegistryFile
 from deploy.export.repository import Served
 from shared import models

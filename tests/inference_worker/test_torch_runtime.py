@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 
 from deploy.export import repository, torch_module
-from deploy.export.detector import ExportError, load
+from deploy.export.detector import load
+from deploy.export.errors import ExportError
 from inference_worker import torch_runtime
 from inference_worker.torch_runtime import TorchRuntime
 from shared.errors import InferenceFailed, RuntimeMissing

@@ -1,6 +1,7 @@
 """What operators do: make keys, list dead letters and replay them."""
 
 import asyncio
+import json
 import tomllib
 
 import pytest
@@ -20,6 +21,10 @@ def test_a_new_key_and_its_line_fit_each_other() -> None:
     key, line = result.stdout.splitlines()
     assert tomllib.loads(line) == {access.digest(key): {"tenant": "acme", "scopes": ["admin"]}}
     assert key not in line
+    assert "[keys]" in result.stderr
+    given = json.loads(CliRunner().invoke(app, ["keys", "new", "--tenant", "acme", "--scope", "admin", "--json"]).stdout)
+    assert given["digest"] == access.digest(given["key"])
+    assert tomllib.loads(given["line"]) == {given["digest"]: {"tenant": given["tenant"], "scopes": given["scopes"]}}
     assert CliRunner().invoke(app, ["keys", "new", "--tenant", "No Name"]).exception
 
 

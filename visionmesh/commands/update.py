@@ -13,18 +13,30 @@ from rich.console import Console
 
 from deploy.export import detector, repository, updating
 from deploy.export.adding import Wish
-from deploy.export.detector import ParityError
+from deploy.export.errors import ParityError
 from deploy.export.updating import Update
 from shared.errors import ModelUnavailable
 from shared.live_file import FOLLOWED_S
 from visionmesh.client import Client
-from visionmesh.commands.models import CPU, POLL_S, SERVED_WITHIN_S, Registry, Target, live_models, photos, places, size_of
+from visionmesh.commands.models import (
+    CPU,
+    POLL_S,
+    SERVED_WITHIN_S,
+    Registry,
+    Target,
+    app,
+    live_models,
+    photos,
+    places,
+    size_of,
+)
 from visionmesh.commands.submit import DEFAULT_URL, URL
 
 DRAINED_WITHIN_S = 600.0
 """No job may wait longer than its deadline, so this is only for a mesh that stands still."""
 
 
+@app.command()
 def update(
     name: Annotated[str, typer.Argument(help="The model, as it was added or is built in.")],
     onnx: Annotated[Path, typer.Argument(help="The new ONNX export.")],
@@ -73,6 +85,7 @@ def update(
     console.print(f"{', '.join(_versions(changed))} is gone")
 
 
+@app.command()
 def tidy(
     name: str,
     registry_file: Registry = None,

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from deploy.export import graph, repository
-from deploy.export.detector import Detector, ExportError, load
+from deploy.export.detector import Detector, load
+from deploy.export.errors import ExportError
 from inference_worker.heads import HEADS, Thresholds
 from tests.conftest import PHOTOS
 

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from deploy.export import detector, graph
-from deploy.export.detector import ExportError, load
+from deploy.export.detector import load
+from deploy.export.errors import ExportError
 from deploy.export.reference import Reference
 from inference_worker.heads import HEADS, Thresholds
 from tests.deploy.export.detectors import FOUND, LABELS, SIDE, Layout, build, picture, save

@@ -70,10 +70,11 @@ def show(console: Console, results: Sequence[Result]) -> None:
     """Stages, batches, errors, and how the load generator itself did."""
     stages = list(dict.fromkeys(stage for result in results for stage in result.stages_ms))
     if stages:
-        table = Table("run, p50 in ms", *stages, "batch", box=None, header_style="dim")
+        table = Table("run, p50 in ms", *stages, "batch", "fill", box=None, header_style="dim")
         for result in results:
             cells = [f"{result.stages_ms[stage].p50:.1f}" if stage in result.stages_ms else "" for stage in stages]
-            table.add_row(_load(result.phase), *cells, f"{result.mean_batch:.2f}" if result.mean_batch else "")
+            batch = f"{result.mean_batch:.2f}" if result.mean_batch else ""
+            table.add_row(_load(result.phase), *cells, batch, f"{result.batch_fill:.0%}" if result.batch_fill else "")
         console.print(table)
     for result in results:
         for code, count in result.errors.items():

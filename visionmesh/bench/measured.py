@@ -48,7 +48,8 @@ class Result(msgspec.Struct, kw_only=True):
     """Summary of a phase. Latencies are of good answers, from when a picture was due to be sent to its whole answer.
 
     `late_ms_p99` is how long after its time a picture was sent although a connection was free: the generator's own delay.
-    `unsent` arrivals never found a free connection. `batch_sizes` counts pictures by the batch they were in.
+    `unsent` arrivals never found a free connection. `batch_sizes` counts pictures by the batch they were in; `batch_fill` is
+    the mean batch as a share of the model's largest.
     """
 
     phase: Phase
@@ -61,6 +62,7 @@ class Result(msgspec.Struct, kw_only=True):
     stages_ms: dict[str, Latency]
     batch_sizes: dict[int, int]
     mean_batch: float | None
+    batch_fill: float | None = None
     late_ms_p99: float
     unsent: int
     sent_bytes: int

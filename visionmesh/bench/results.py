@@ -90,7 +90,7 @@ def _row(result: Result) -> dict[str, Any]:
         "started_at": result.started_at, "wall_s": result.wall_s, "good": result.good, "bad": result.bad,
         "unsent": result.unsent, "per_second": result.per_second, "mean_ms": latency.mean, "p50_ms": latency.p50,
         "p90_ms": latency.p90, "p95_ms": latency.p95, "p99_ms": latency.p99, "max_ms": latency.max,
-        "mean_batch": result.mean_batch, "client_cpu_ms": result.client_cpu_ms,
+        "mean_batch": result.mean_batch, "batch_fill": result.batch_fill, "client_cpu_ms": result.client_cpu_ms,
         "errors": "; ".join(f"{code} x{count}" for code, count in result.errors.items()),
     }  # fmt: skip
     return row | {f"{stage}_p50_ms": values.p50 for stage, values in result.stages_ms.items()}

@@ -20,6 +20,7 @@ class BenchError(Exception):
 class _Model(msgspec.Struct):
     name: str
     track: str
+    max_batch: int = 0
     aliases: list[str] = []
 
 
@@ -39,6 +40,8 @@ class Session(msgspec.Struct, kw_only=True):
     started: Callable[[Phase], None] = lambda _phase: None
     ended: Callable[[Result], None] = lambda _result: None
     watch: load.Watch | None = None
+    largest_batches: dict[str, int] = {}
+    """By the names under which the models were asked for; `models` fills it."""
 
     async def models(self, name: str, track: str) -> list[str]:
         """The models to send to: that of a name, those of a track (`all`: of all tracks), or the mesh's default.
@@ -59,6 +62,9 @@ class Session(msgspec.Struct, kw_only=True):
             raise BenchError(f"/v1/models does not answer as a mesh does: {error}") from None
         finally:
             connection.close()
+        self.largest_batches = {
+            spelled: model.max_batch for model in served.models for spelled in (model.name, *model.aliases) if model.max_batch
+        }
         if name:
             chosen = [model.name for model in served.models if name in (model.name, *model.aliases)]
             wanted = f"model {name!r}"
@@ -87,6 +93,9 @@ class Session(msgspec.Struct, kw_only=True):
                 await self._warm_up(endpoint, requests[phase.model], phase)
             self.started(phase)
             result = await load.run(self.address, endpoint, requests[phase.model], phase, self.watch)
+            largest = self.largest_batches.get(phase.model)
+            if result.mean_batch and largest:
+                result.batch_fill = round(result.mean_batch / largest, 4)
             results.append(result)
             self.ended(result)
             return result

@@ -1,9 +1,11 @@
 """`visionmesh bench`: load on a running mesh, and what it measured."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 
@@ -25,6 +27,7 @@ CEILING_S = 3.0
 Mode = StrEnum("Mode", list(MODES))
 EndpointName = StrEnum("EndpointName", list(ENDPOINTS))
 QUICK, JOBS = Mode("quick"), EndpointName("jobs")
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as a line of JSON; what is for people goes to stderr.")]
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -52,18 +55,21 @@ def bench(
     to: Annotated[Path, typer.Option(help="Folder for the results.")] = results.FOLDER,
     ceiling: Annotated[bool, typer.Option("--ceiling", help="Measure what the load generator itself can do, and end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the results are.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put load on a running mesh; print and keep throughput, latencies, errors, batch fill and stages."""
     if context.invoked_subcommand:
         return
-    console = Console()
+    console = Console(stderr=as_json)
     try:
         address = address_of(url)
         chosen = pictures.load([*(image or []), *(images or [])], at_most=limit) if image or images else _ours(large=large)
     except (ValueError, NoPictures) as error:
         raise typer.BadParameter(str(error)) from None
     if ceiling:
-        load.on_fast_loop(_ceiling(console, chosen, clients or 16, duration or CEILING_S))
+        reached = load.on_fast_loop(_ceiling(console, chosen, clients or 16, duration or CEILING_S))
+        if as_json:
+            _print_json(reached)
         return
     display = Display(console, quiet=quiet)
     session = Session(
@@ -92,6 +98,8 @@ def bench(
     paths["svg"] = paths["json"].with_suffix(".svg")
     paths["svg"].write_text(plot.svg(report), "utf-8")
     console.print("results: " + ", ".join(str(path) for path in paths.values()), highlight=False, soft_wrap=True)
+    if as_json:
+        _print_json(report)
 
 
 @app.command("compare")
@@ -99,25 +107,47 @@ def compare_files(
     before: Annotated[Path, typer.Argument(help="A JSON result.")],
     after: Annotated[Path, typer.Argument(help="The JSON result that may be better.")],
     worse_than: Annotated[float, typer.Option(help="Exit code 1 if a figure is worse by more than so many percent.")] = 0.0,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two results, run by run."""
-    console = Console()
     try:
         changes = compare(results.read(before), results.read(after))
     except ResultsError as error:
         raise typer.BadParameter(str(error)) from None
     if not changes:
         raise typer.BadParameter("the two files have no run in common (same name, model and clients)")
-    show_changes(console, changes)
+    if as_json:
+        _print_json(changes)
+    else:
+        show_changes(Console(), changes)
     if worse_than and any(change.percent < -worse_than for change in changes):
         raise typer.Exit(1)
+
+
+@app.command("plot")
+def plot_file(
+    result: Annotated[Path, typer.Argument(help="A JSON result.")],
+    to: Annotated[Path | None, typer.Option(help="The SVG; by default beside the result.")] = None,
+) -> None:
+    """Draw a result again."""
+    try:
+        drawn = plot.svg(results.read(result))
+    except ResultsError as error:
+        raise typer.BadParameter(str(error)) from None
+    target = to or result.with_suffix(".svg")
+    target.write_text(drawn, "utf-8")
+    Console().print(str(target), highlight=False, soft_wrap=True)
+
+
+def _print_json(figures: Any) -> None:
+    sys.stdout.write(msgspec.json.encode(figures).decode() + "\n")
 
 
 def _ours(*, large: bool) -> list[bytes]:
     return pictures.generate(*(LARGE if large else SMALL))
 
 
-async def _ceiling(console: Console, chosen: list[bytes], clients: int, duration_s: float) -> None:
+async def _ceiling(console: Console, chosen: list[bytes], clients: int, duration_s: float) -> Result:
     """The load generator against a server that does nothing: what it measures of a mesh cannot be more."""
     endpoint = ENDPOINTS["submit"]
     async with bare.running() as (address, _):
@@ -131,3 +161,4 @@ async def _ceiling(console: Console, chosen: list[bytes], clients: int, duration
         f"({per_core:.0f}/s if it had a core to itself)",
         highlight=False,
     )
+    return result

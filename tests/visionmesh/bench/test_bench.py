@@ -71,6 +71,18 @@ def test_an_open_loop_sends_at_its_rate(mesh: LocalMesh, tmp_path: Path) -> None
     assert result["unsent"] == 0
 
 
+def test_json_on_stdout_is_the_report_and_tells_how_full_batches_were(mesh: LocalMesh, tmp_path: Path) -> None:
+    options = ["--url", mesh.url, "--image", PHOTO, "--to", str(tmp_path), "--model", "small_trt", "--requests", "2", "--json"]
+    ran = CliRunner().invoke(app, options)
+    report = json.loads(ran.stdout)
+    (path,) = tmp_path.glob("*.json")
+    assert report == json.loads(path.read_bytes())
+    assert "results: " in ran.stderr
+    (result,) = report["results"]
+    served = {model["name"]: model for model in httpx.get(f"{mesh.url}/v1/models").json()["models"]}
+    assert result["batch_fill"] == pytest.approx(result["mean_batch"] / served["small"]["max_batch"], abs=1e-4)
+
+
 def test_files_hold_the_same_runs(mesh: LocalMesh, tmp_path: Path) -> None:
     report = bench(mesh, tmp_path, "--mode", "quick", "--requests", "3", "--clients", "1")
     (table,) = tmp_path.glob("*.csv")
@@ -93,16 +105,21 @@ def test_two_results_are_compared_and_what_got_worse_fails(mesh: LocalMesh, tmp_
     compared = CliRunner().invoke(app, ["compare", str(before), str(after)])
     assert compared.exit_code == 0
     assert "-50.0 %" in compared.output
+    changes = json.loads(CliRunner().invoke(app, ["compare", str(before), str(after), "--json"]).stdout)
+    assert [change["percent"] for change in changes if change["figure"] == "per_second"] == [-50.0]
+    drawn = tmp_path / "again.svg"
+    assert CliRunner().invoke(app, ["plot", str(before), "--to", str(drawn)]).exit_code == 0
+    assert drawn.read_bytes() == before.with_suffix(".svg").read_bytes()
     assert CliRunner().invoke(app, ["compare", str(before), str(after), "--worse-than", "20"]).exit_code == 1
     assert CliRunner().invoke(app, ["compare", str(before), str(before), "--worse-than", "20"]).exit_code == 0
     assert CliRunner().invoke(app, ["compare", str(before), str(tmp_path / "none.json")]).exit_code == 2
 
 
 def test_the_ceiling_is_far_above_the_mesh() -> None:
-    ran = CliRunner().invoke(app, ["--ceiling", "--duration", "0.5", "--clients", "8"])
+    ran = CliRunner().invoke(app, ["--ceiling", "--duration", "0.5", "--clients", "8", "--json"])
     assert ran.exit_code == 0, ran.output
-    assert "load generator:" in ran.output
-    assert float(ran.output.split("load generator: ")[1].split(" ")[0]) > 300
+    assert "load generator:" in ran.stderr
+    assert json.loads(ran.stdout)["per_second"] > 300
 
 
 def test_what_cannot_be_measured_is_one_line(mesh: LocalMesh, tmp_path: Path) -> None:

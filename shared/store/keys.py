@@ -7,6 +7,7 @@
     {mesh:P}:live                   zset    stage, accept, end    ID -> deadline (ms); emptied by end and sweep
     {mesh:P}:reserved               hash    stage, accept, end    ID -> bytes (and tenant), "@TENANT" and "" -> sums
     {mesh:P}:dead                   zset    end                   failed by our fault: ID -> when (ms); dead-letter TTL
+    {mesh:P}:dead:bytes             string  end                   what their pictures take at most; dead-letter TTL
     {mesh:P}:key:HASH               string  accept, batch_*       idempotency key -> ID and request hash; result TTL
     {mesh:P}:batch:ID               hash    batch_*, end          as the jobs of the batch, whose IDs it holds
     {mesh:P}:outbox                 stream  end, batch_seal       what callbacks are to be told; three days from the last entry
@@ -74,6 +75,11 @@ def reserved(partition: int) -> str:
 def dead(partition: int) -> str:
     """Jobs that failed though their pictures may be good: the dead letters."""
     return f"{_tag(partition)}:dead"
+
+
+def dead_bytes(partition: int) -> str:
+    """What the pictures of the dead letters take, at most."""
+    return f"{_tag(partition)}:dead:bytes"
 
 
 def rate(tenant: str) -> str:

@@ -45,5 +45,5 @@ def test_nothing_but_results_stays_in_redis(mesh: LocalMesh, http: httpx.Client)
         kept_for_ever = {key for key in keys if client.ttl(key) == -1}
         queues = {key for key in keys if ":queue:" in key}
         # The books of uploads that others keep are emptied by the sweep; they hold none of ours, as seen above.
-        books = {"{mesh:0}:reserved", "{mesh:0}:kept", "{mesh:0}:live", "{mesh:0}:dead"}
+        books = {"{mesh:0}:reserved", "{mesh:0}:kept", "{mesh:0}:live", "{mesh:0}:dead", "{mesh:0}:dead:bytes"}
         assert kept_for_ever <= {"mesh:id-secret", "mesh:stream:results"} | queues | books

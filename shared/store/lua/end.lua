@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- End a job, once: result and TTL, pictures out, ack and delete, publish last.
--- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 results stream, 6 dead letters, 7 kept
+-- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 results stream, 6 dead letters, 7 kept, 8 bytes of the dead letters
 -- ARGV: 1 id, 2 fence ("" for cancel and expiry, which need none), 3 status, 4 result (MessagePack), 5 public payload,
 --       6 result TTL in ms, 7 group, 8 stream length, 9 keep the upload (`1`), 10 wake channel ("" for none),
 --       11 TTL in ms of a dead letter ("" if this end is none), 12 most dead letters, 13 most bytes of theirs, 14.. channels
@@ -12,6 +12,8 @@ if not job[1] or ENDED[job[1]] or (ARGV[2] ~= '' and job[2] ~= ARGV[2]) then
 end
 
 -- A dead letter keeps what a replay needs: the job's fields and its upload. The newest stay, as far as number and bytes allow.
+-- The sum of their bytes is counted up as they come, and counted anew where it is too much: it is never less than they take. Then
+-- an eighth is made free at once, so that looking at all of them is rare.
 local function bury()
   local ttl_ms, now = tonumber(ARGV[11]), now_ms()
   redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', now - ttl_ms)
@@ -21,17 +23,34 @@ local function bury()
   redis.call('PEXPIRE', KEYS[2], ttl_ms)
   -- Keys of other jobs, but of this slot, as all keys of a partition.
   local job_prefix, upload_prefix = string.sub(KEYS[1], 1, -#ARGV[1] - 1), string.sub(KEYS[2], 1, -#ARGV[1] - 1)
-  local bytes = 0
-  for place, id in ipairs(redis.call('ZREVRANGE', KEYS[6], 0, -1)) do
-    bytes = bytes + redis.call('STRLEN', upload_prefix .. id)
-    if place > tonumber(ARGV[12]) or bytes > tonumber(ARGV[13]) then
-      redis.call('DEL', upload_prefix .. id)
-      redis.call('HDEL', job_prefix .. id, 'options')
-    end
-    if place > tonumber(ARGV[12]) then
-      redis.call('ZREM', KEYS[6], id)
-    end
+  local function forget(id)
+    redis.call('DEL', upload_prefix .. id)
+    redis.call('HDEL', job_prefix .. id, 'options')
   end
+  local most, most_bytes = tonumber(ARGV[12]), tonumber(ARGV[13])
+  local own = redis.call('STRLEN', KEYS[2])
+  local total = redis.call('INCRBY', KEYS[8], own)
+  local excess = redis.call('ZCARD', KEYS[6]) - most
+  if excess > 0 then
+    for _, id in ipairs(redis.call('ZRANGE', KEYS[6], 0, excess - 1)) do
+      total = redis.call('DECRBY', KEYS[8], redis.call('STRLEN', upload_prefix .. id))
+      forget(id)
+    end
+    redis.call('ZREMRANGEBYRANK', KEYS[6], 0, excess - 1)
+  end
+  if total > most_bytes then
+    local bytes, room = 0, own > most_bytes * 7 / 8 and most_bytes or most_bytes * 7 / 8
+    for _, id in ipairs(redis.call('ZREVRANGE', KEYS[6], 0, -1)) do
+      local its = redis.call('STRLEN', upload_prefix .. id)
+      if bytes + its > room then
+        forget(id)
+      else
+        bytes = bytes + its
+      end
+    end
+    redis.call('SET', KEYS[8], bytes)
+  end
+  redis.call('PEXPIRE', KEYS[8], ttl_ms)
 end
 
 redis.call('HSET', KEYS[1], 'status', ARGV[3], 'result', ARGV[4])

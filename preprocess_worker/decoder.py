@@ -45,6 +45,8 @@ class Decoder:
         self._pictures = wire.Area(memfd("pictures"))
         self._usable = False
         self.decoded_images = 0
+        self.engine: wire.Engine | None = None
+        """What decodes in the child, as it said when it started."""
 
     @classmethod
     async def start(cls, limits: Limits, areas: TensorAreas) -> "Decoder":
@@ -144,7 +146,7 @@ class Decoder:
         try:
             socket.send_fds(self._control, [wire.pack(wire.Hello(limits))], [self._pictures.descriptor, *tensors])
             async with asyncio.timeout(START_S):
-                await self._receive()
+                self.engine = (await self._receive()).engine
         except (OSError, EOFError, TimeoutError) as error:
             raise DecoderGone(f"a decoder does not start ({type(error).__name__})") from None
         finally:

@@ -35,7 +35,7 @@ def serve(control: socket.socket) -> None:
     decoding.prepare(limits)
     most_bytes = BASE_BYTES + limits.max_pixels * BYTES_PER_PIXEL
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
-    control.send(wire.pack(wire.Reply()))
+    control.send(wire.pack(wire.Reply(engine=wire.Engine(*decoding.engine()))))
     while packet := control.recv(wire.PACKET_BYTES):
         control.send(wire.pack(_answer(wire.unpack_request(packet), limits, pictures, tensors)))
 

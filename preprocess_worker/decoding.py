@@ -11,6 +11,8 @@ under transparent pixels must not bleed into their neighbours. libvips streams a
 """
 
 import contextlib
+import ctypes
+import importlib
 import logging
 import math
 from collections.abc import Mapping
@@ -49,6 +51,9 @@ OVERSAMPLING = 2
 """A decoder may shrink while it decodes as long as each side stays this many times the side that is wanted. With less, the
 decoder's box filter shows beside a full decode and bilinear resize (mean 0.9 grey levels at 2 or more, 1.5 at 1.5)."""
 
+_VECTOR_TARGETS = (1 << 61) - 1
+"""Highway's targets but for the two that are no vector code, EMU128 and SCALAR (hwy/detect_targets.h)."""
+
 HARMLESS = ("extraneous bytes before marker", "Unknown Adobe color transform", "Warning: unknown JFIF revision")
 """libjpeg's warnings that cameras and phones cause in good pictures; all others mean damage."""
 
@@ -70,6 +75,19 @@ def prepare(limits: Limits) -> None:
         # The first call of an operation asks libvips for its signature; better now than with somebody's picture.
         picture = pyvips.Image.black(64, 64, bands=3).copy(interpretation="srgb").jpegsave_buffer()
         decode_into(picture, 32, 32, limits, memoryview(bytearray(32 * 32 * 3)))
+
+
+def engine() -> tuple[str, bool]:
+    """libvips' version, and whether its vector code runs: it is compiled in, this processor has it, nobody turned it off."""
+    version = ".".join(str(pyvips.version(part)) for part in range(3))
+    try:
+        # pyvips does not show these; they are looked up in what its own module was linked with.
+        library = ctypes.CDLL(importlib.import_module("_libvips").__file__)
+        targets = library.vips_vector_get_supported_targets
+        targets.restype = ctypes.c_int64
+        return version, bool(library.vips_vector_isenabled() and targets() & _VECTOR_TARGETS)
+    except (ImportError, OSError, AttributeError):  # another build of libvips: not known, so not claimed
+        return version, False
 
 
 def decode_into(

@@ -10,6 +10,7 @@ import structlog
 from preprocess_worker.areas import Place, TensorAreas
 from preprocess_worker.decoder import Decoded, Decoder, DecoderGone
 from preprocess_worker.formats import Limits
+from preprocess_worker.wire import Engine
 from shared import metrics
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.2, 10.0
@@ -72,6 +73,11 @@ class DecoderPool:
     def pids(self) -> list[int]:
         """Process IDs of the living children."""
         return [decoder.pid for decoder in self._lifetimes]
+
+    @property
+    def engine(self) -> Engine | None:
+        """What decodes in the children."""
+        return next((decoder.engine for decoder in self._lifetimes), None)
 
     async def decode(self, data: bytes, input_width: int, input_height: int, *, header_only: bool = False) -> Decoded:
         """Decode one picture into a model's input of this size, waiting for a free decoder if need be.

@@ -39,8 +39,15 @@ class Request(msgspec.Struct, frozen=True):
     header_only: bool = False
 
 
+class Engine(msgspec.Struct, frozen=True):
+    """What decodes in a child: libvips' version, and whether its vector code runs on this processor."""
+
+    libvips: str
+    has_simd: bool
+
+
 class Reply(msgspec.Struct, frozen=True):
-    """The child is ready (all empty), has decoded (`image` and `placement` set), or refuses (`code`, `detail` set)."""
+    """The child is ready (`engine` alone set), has decoded (`image` and `placement` set), or refuses (`code`, `detail` set)."""
 
     decode_ms: float = 0.0
     image: ImageInfo | None = None
@@ -48,6 +55,7 @@ class Reply(msgspec.Struct, frozen=True):
     affine: Affine | None = None
     code: str = ""
     detail: str = ""
+    engine: Engine | None = None
 
 
 pack = msgspec.msgpack.Encoder().encode

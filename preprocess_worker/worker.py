@@ -81,6 +81,7 @@ class Worker:
 
     def status(self) -> dict[str, Any]:
         """The fields of this worker's heartbeat."""
+        engine = self._pool.engine
         return {
             "jobs_done": self._jobs_done,
             "last_error": self._registry.problem or self.sharing.last_error or self._last_error,
@@ -88,6 +89,8 @@ class Worker:
             "details": {
                 "decoders": self._pool.size,
                 "decoder_restarts": self._pool.restarts,
+                "libvips": engine.libvips if engine else None,
+                "libvips_simd": bool(engine and engine.has_simd),
                 "tensor_store": self.sharing.kind,
                 "arena": self._pool.areas.arena.name if self._pool.areas.arena else None,
             },

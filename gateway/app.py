@@ -1,6 +1,6 @@
 """The gateway's application: routes, middleware, and what lives as long as the process.
 
-    request ──▶ SecurityHeaders ──▶ Request (ID, time, slow log) ──▶ Access (keys, tenants) ──▶ Starlette ──▶ gateway.routes.*
+    request ──▶ Door (full?) ──▶ SecurityHeaders ──▶ Request (ID, time, slow log) ──▶ Access (keys) ──▶ gateway.routes.*
 
 `create` is called by Granian in each of its worker processes; settings were checked by `gateway.__main__` before.
 """
@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 
 from gateway import closing, problems
 from gateway.access import AccessMiddleware
+from gateway.door import DoorMiddleware
 from gateway.mesh import Mesh
 from gateway.middleware import RequestMiddleware
 from gateway.routes import batches, documents, events, health, images, jobs, models, predict
@@ -63,6 +64,7 @@ def create(settings: Settings | None = None) -> Starlette:
     served = LiveRegistry(settings.models, settings.default_model)
     keys = access.follow(settings.api_keys)
     middleware = [
+        Middleware(DoorMiddleware, routes=ROUTES),
         Middleware(SecurityHeadersMiddleware),
         Middleware(RequestMiddleware, slow_ms=settings.slow_request_ms),
         *([Middleware(AccessMiddleware, keys=keys)] if keys else []),

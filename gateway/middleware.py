@@ -13,8 +13,8 @@ from gateway.body import Disconnected
 from shared import metrics, tracing
 from shared.errors import Internal
 
-_REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}")
-_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}")
+CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _UNTRACED = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"})
@@ -45,8 +45,8 @@ class RequestMiddleware:
         started_s = time.perf_counter()
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        parent = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+        scope["request_id"] = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        parent = CONTEXT.fullmatch(headers.get("traceparent", ""))
         span = self._span(scope, parent[0] if parent else "")
         # Without traces of our own the client's context goes on as it came, or one that says that nothing is recorded.
         scope["traceparent"] = span.traceparent or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"

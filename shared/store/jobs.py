@@ -126,6 +126,7 @@ class Jobs:
         match bytes(verdict):
             case b"new":
                 metrics.ACCEPTED.labels(model.name, model.track).inc()
+                self._admission.accepted()
                 return job
             case b"same":
                 earlier = bytes(details[0]).decode()

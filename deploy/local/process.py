@@ -33,6 +33,7 @@ class Process:
 
     async def start(self) -> None:
         """Start it, with a session of its own so that a terminal's Ctrl-C reaches only us, who stop it in order."""
+        self.remove_leftovers()
         with self.log.open("ab") as log:
             self._running = await asyncio.create_subprocess_exec(
                 *self.command,
@@ -51,15 +52,18 @@ class Process:
 
     async def stop(self, within_s: float) -> None:
         """Ask it to end, and end it and its children for good if it has not within `within_s`."""
-        if self._running is None or self._running.returncode is not None:
-            return
-        self._running.terminate()
-        try:
-            async with asyncio.timeout(within_s):
+        if self._running is not None and self._running.returncode is None:
+            self._running.terminate()
+            try:
+                async with asyncio.timeout(within_s):
+                    await self._running.wait()
+            except TimeoutError:
+                os.killpg(self._running.pid, signal.SIGKILL)
                 await self._running.wait()
-        except TimeoutError:
-            os.killpg(self._running.pid, signal.SIGKILL)
-            await self._running.wait()
+        self.remove_leftovers()
+
+    def remove_leftovers(self) -> None:
+        """Remove what it leaves outside its folder when it is killed. Called only while it does not run."""
 
     def last_line(self) -> str:
         """The last line it logged, for an error of one line."""

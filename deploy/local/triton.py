@@ -19,6 +19,7 @@ from deploy.local.process import Process
 
 CONTROL = "model-repository,logging,trace"
 CONTROL_HEADER = "x-mesh-control"
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
 
 
 class Triton(Process):
@@ -42,6 +43,8 @@ class Triton(Process):
         self.control_headers = {CONTROL_HEADER: self.control_key}
         """What a request over HTTP must carry to load and unload models."""
         self.url = f"127.0.0.1:{grpc_port}"
+        self.shm_prefix = f"mesh-triton-{secrets.token_hex(8)}-"
+        """How the shared memory begins that this Triton's Python backend makes; no arena of ours is named like it."""
         package = _package()
         server = package / "tritonserver"
         command = [
@@ -56,6 +59,7 @@ class Triton(Process):
             # Whoever reaches a port may infer, but not change what is served.
             f"--http-restricted-api={CONTROL}:{CONTROL_HEADER}={self.control_key}",
             f"--grpc-restricted-protocol={CONTROL}:{CONTROL_HEADER}={self.control_key}",
+            f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
             "--exit-timeout-secs=3",
             "--disable-auto-complete-config",
             *more_options,
@@ -71,6 +75,11 @@ class Triton(Process):
             "OPENBLAS_NUM_THREADS": "1",
         }
         super().__init__("triton", command, environ, folder / "triton.log")
+
+    def remove_leftovers(self) -> None:
+        """Remove the shared memory between Triton and its models, which a Triton that is killed leaves behind."""
+        for region in SHARED_MEMORY.glob(f"{self.shm_prefix}*"):
+            region.unlink(missing_ok=True)
 
     def is_telling(self, line: str) -> bool:
         """Triton ends its log with tables; its errors begin with an E and the date."""

@@ -129,7 +129,7 @@ def verify(
                 parity.compare(
                     label,
                     parity.wanted(reference, picture, model),
-                    client.detect(picture, model=model.name, confidence=parity.ASKED_CONFIDENCE).detections or [],
+                    client.detect(picture, model=name, confidence=parity.ASKED_CONFIDENCE).detections or [],
                     limit,
                 )
                 for label, picture in chosen.items()

@@ -31,8 +31,7 @@ class LiveFile(Generic[T]):
         self, what: str, find: Callable[[], Path], read: Callable[[], T], refused: tuple[type[Exception], ...]
     ) -> None:
         """Read it; what `read` raises now is raised."""
-        self.problem = ""
-        """What is wrong with the file, in one line; empty while it is good."""
+        self._problem = ""
         self._what = what
         self._find = find
         self._read = read
@@ -48,6 +47,12 @@ class LiveFile(Generic[T]):
             self.refresh()
         return self._content
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with the file at this moment, in one line; empty while it is good."""
+        _ = self.now
+        return self._problem
+
     def refresh(self) -> T:
         """Look at the file now, however short ago that was. Never raises."""
         self._looked_s = time.monotonic()
@@ -57,10 +62,10 @@ class LiveFile(Generic[T]):
             try:
                 self._content = self._read()
             except self._refused as error:
-                self.problem = str(error)
-                log.warning("file.not_taken", what=self._what, file=str(stamp[0]), problem=self.problem)
+                self._problem = str(error)
+                log.warning("file.not_taken", what=self._what, file=str(stamp[0]), problem=self._problem)
             else:
-                self.problem = ""
+                self._problem = ""
                 log.info("file.read", what=self._what, file=str(stamp[0]))
         return self._content
 

@@ -1,6 +1,6 @@
 """The gateway's application: routes, middleware, and what lives as long as the process.
 
-    request ──▶ Door (full?) ──▶ SecurityHeaders ──▶ Request (ID, time, slow log) ──▶ Access (keys) ──▶ gateway.routes.*
+    request ──▶ Door (full?) ──▶ SecurityHeaders ──▶ Request (ID, time, log) ──▶ Access (keys) ──▶ Dispatch ──▶ gateway.routes.*
 
 `create` is called by Granian in each of its worker processes; settings were checked by `gateway.__main__` before.
 """
@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute
 
 from gateway import closing, problems
 from gateway.access import AccessMiddleware
+from gateway.dispatch import DispatchMiddleware
 from gateway.door import DoorMiddleware
 from gateway.mesh import Mesh
 from gateway.middleware import RequestMiddleware
@@ -68,6 +69,7 @@ def create(settings: Settings | None = None) -> Starlette:
         Middleware(SecurityHeadersMiddleware),
         Middleware(RequestMiddleware, slow_ms=settings.slow_request_ms),
         *([Middleware(AccessMiddleware, keys=keys)] if keys else []),
+        Middleware(DispatchMiddleware, routes=ROUTES),
     ]
 
     def status() -> dict[str, Any]:

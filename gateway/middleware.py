@@ -1,11 +1,10 @@
 """What every answer carries: its request ID, its time, its problem document; and the log of slow requests."""
 
+import random
 import re
-import secrets
 import time
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import problems
@@ -43,14 +42,12 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        scope["request_id"] = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        parent = CONTEXT.fullmatch(headers.get("traceparent", ""))
-        span = self._span(scope, parent[0] if parent else "")
+        given, parent = _named_by_client(scope)
+        scope["request_id"] = given or f"{random.getrandbits(64):016x}"
+        span = self._span(scope, parent)
         # Without traces of our own the client's context goes on as it came, or one that says that nothing is recorded.
-        scope["traceparent"] = span.traceparent or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
-        scope["trace_id"] = tracing.trace_id(scope["traceparent"])
+        scope["traceparent"] = span.traceparent or _untraced()
+        scope["trace_id"] = scope["traceparent"][3:35]
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -58,12 +55,14 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 took_ms = (time.perf_counter() - started_s) * 1000
-                answer = MutableHeaders(scope=message)
-                answer["x-process-time"] = f"{took_ms:.2f}ms"
-                answer["x-request-id"] = scope["request_id"]
-                answer["traceparent"] = scope["traceparent"]
-                stages = "".join(f", {name};dur={ms:.2f}" for name, ms in scope.get("stages_ms", {}).items())
-                answer["server-timing"] = f"gateway;dur={took_ms:.2f}{stages}"
+                stages = "".join([f", {name};dur={ms:.2f}" for name, ms in scope.get("stages_ms", {}).items()])
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-process-time", b"%.2fms" % took_ms),
+                    (b"x-request-id", scope["request_id"].encode("latin-1")),
+                    (b"traceparent", scope["traceparent"].encode()),
+                    (b"server-timing", f"gateway;dur={took_ms:.2f}{stages}".encode()),
+                ]
             await send(message)
 
         structlog.contextvars.bind_contextvars(request_id=scope["request_id"], trace_id=scope["trace_id"])
@@ -81,11 +80,12 @@ class RequestMiddleware:
             await problem(scope, receive, send_with_headers)
         took_ms = (time.perf_counter() - started_s) * 1000
         self._count(scope, status, took_ms)
-        span.rename(f"{scope['method']} {getattr(scope.get('route'), 'path', 'none')}")
-        span.set({"http.response.status_code": status})
-        if status >= SERVER_ERROR:
-            span.fail(f"status {status}")
-        span.end()
+        if tracing.is_on():
+            span.rename(f"{scope['method']} {_route(scope)}")
+            span.set({"http.response.status_code": status})
+            if status >= SERVER_ERROR:
+                span.fail(f"status {status}")
+            span.end()
         if took_ms > self._slow_ms and not scope.get("waited"):
             spent_ms = {name: round(ms, 1) for name, ms in scope.get("spent_ms", {}).items()}
             stages_ms = scope.get("stages_ms")
@@ -96,18 +96,15 @@ class RequestMiddleware:
 
     @staticmethod
     def _span(scope: Scope, parent: str) -> tracing.Span:
-        if scope["path"] in _UNTRACED:
+        if not tracing.is_on() or scope["path"] in _UNTRACED:
             return tracing.Span(parent)
         attributes = {"http.request.method": scope["method"], "url.path": scope["path"], "mesh.request_id": scope["request_id"]}
         return tracing.start(scope["method"], parent, attributes, kind="server")
 
     @staticmethod
     def _count(scope: Scope, status: int, took_ms: float) -> None:
-        # The route's own path: what a client made up must not become a label.
-        route = getattr(scope.get("route"), "path", "none")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        metrics.REQUESTS.labels(method, route, status).inc()
-        metrics.REQUEST_DURATION.labels(route).observe(took_ms / 1000)
+        metrics.requested(method, _route(scope), status, took_ms)
 
     @staticmethod
     def _who(scope: Scope) -> dict[str, str]:
@@ -117,3 +114,28 @@ class RequestMiddleware:
             "request_id": scope["request_id"],
             "trace_id": scope["trace_id"],
         }
+
+
+def _route(scope: Scope) -> str:
+    """The route's own path: what a client made up must not become a label."""
+    return getattr(scope.get("route"), "path", "none")
+
+
+def _named_by_client(scope: Scope) -> tuple[str, str]:
+    """The request ID and the traceparent that the client gave, each empty where there is none that can be taken."""
+    request_id, traceparent = "", ""
+    for name, value in scope["headers"]:  # names are lower-case there (ASGI 3.0)
+        if name == b"x-request-id" and not request_id:
+            request_id = value.decode("latin-1")
+        elif name == b"traceparent" and not traceparent:
+            traceparent = value.decode("latin-1")
+    return (
+        request_id if REQUEST_ID.fullmatch(request_id) else "",
+        traceparent if CONTEXT.fullmatch(traceparent) else "",
+    )
+
+
+def _untraced() -> str:
+    """A new context that says that nothing is recorded."""
+    digits = f"{random.getrandbits(192):048x}"
+    return f"00-{digits[:32]}-{digits[32:]}-00"

@@ -11,6 +11,7 @@ ALWAYS = (
 
 POLICY = b"content-security-policy"
 DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+OF_DATA = (*ALWAYS, (POLICY, DATA_POLICY))
 PAGE_POLICY = (
     b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     b"media-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -35,10 +36,8 @@ class SecurityHeadersMiddleware:
                 # On the raw list, for this is done to every answer: names are lower-case there (ASGI 3.0).
                 given = dict(message["headers"])
                 is_page = given.get(b"content-type", b"").startswith(b"text/html")
-                policy = (POLICY, PAGE_POLICY if is_page else DATA_POLICY)
-                message["headers"] = [
-                    *message["headers"], *(header for header in (*ALWAYS, policy) if header[0] not in given)
-                ]  # fmt: skip
+                wanted = (*ALWAYS, (POLICY, PAGE_POLICY)) if is_page else OF_DATA
+                message["headers"] = [*message["headers"], *[header for header in wanted if header[0] not in given]]
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

@@ -9,6 +9,7 @@ bounded: models come from the registry, statuses, stages and codes from the code
 store's, not a process'; the gateway reads them at the scrape (`gateway.metrics`).
 """
 
+from functools import lru_cache
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -61,6 +62,22 @@ def batch_ran(model: str, size: int, most: int) -> None:
     """Count a batch that the model answered."""
     BATCH_SIZE.labels(model).observe(size)
     BATCH_FILL.labels(model).observe(size / max(most, 1))
+
+
+@lru_cache(1024)
+def _of_requests(method: str, route: str, status: int) -> Counter:
+    return REQUESTS.labels(method, route, status)
+
+
+@lru_cache(256)
+def _of_durations(route: str) -> Histogram:
+    return REQUEST_DURATION.labels(route)
+
+
+def requested(method: str, route: str, status: int, took_ms: float) -> None:
+    """Count an HTTP request that was answered. Labels are looked up once: each look-up takes a lock."""
+    _of_requests(method, route, status).inc()
+    _of_durations(route).observe(took_ms / 1000)
 
 
 def refused(code: str) -> None:

@@ -7,6 +7,7 @@
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
 import os
 import secrets
@@ -33,6 +34,9 @@ from shared.live_registry import LiveRegistry
 from shared.parent import die_with_parent
 from shared.settings import Settings, read
 from shared.store import connect
+
+GARBAGE = 20_000
+"""So many more objects than before are there when the collector looks for cycles; requests make next to none."""
 
 
 class State(TypedDict):
@@ -84,6 +88,10 @@ def create(settings: Settings | None = None) -> Starlette:
         async with connect(settings) as store, store.events:
             beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, status))
             try:
+                # What is there now lives as long as the process: the collector need not look at it with every few requests.
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(GARBAGE)
                 with closing.watch() as told_to_stop:
                     yield {"mesh": Mesh(settings, served, store, name, told_to_stop, keys)}
             finally:

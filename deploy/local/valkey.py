@@ -27,6 +27,9 @@ class Valkey(Process):
             # An accepted job survives whatever is killed, and a power cut. With `everysec` a write can be put off while an
             # fsync is under way, and kill -9 loses what was put off: see docs/decisions/0001-appendfsync.md.
             "appendonly": "yes", "appendfsync": "always", "save": "",
+            # Pictures pass through the file, so it grows by all that comes while what is kept stays small. With Valkey's own
+            # 64 MB a busy mesh would fork and write it anew every other second.
+            "auto-aof-rewrite-min-size": "512mb",
             # Full means refused, never silently evicted.
             "maxmemory": maxmemory, "maxmemory-policy": "noeviction",
         }  # fmt: skip

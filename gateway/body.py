@@ -56,6 +56,8 @@ class Body:
                 raise BodyTimeout(f"the body was not complete within {self._timeout_s:g} s") from None
             chunk = self._piece(message)
             self.read_bytes += len(chunk)
+            if self.read_bytes == self._announced:
+                self._ended = True  # the message that only says so need not be waited for
             if self.read_bytes > self._max_bytes:
                 raise TooLarge(f"the body has more than the {self._max_bytes} bytes that are taken")
             if chunk:

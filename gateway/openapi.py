@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 
 from gateway.answers import Problem
 from gateway.endpoint import TAGS, Answer, Endpoint, Parameter
-from gateway.uploads import BATCH_PART_NAMES, PART_NAMES
+from gateway.receiving import BATCH_PART_NAMES, PART_NAMES
 from shared import errors
 from shared.errors import MeshError
 

@@ -80,6 +80,16 @@ def requested(method: str, route: str, status: int, took_ms: float) -> None:
     _of_durations(route).observe(took_ms / 1000)
 
 
+@lru_cache(1024)
+def _of_accepted(model: str, track: str) -> Counter:
+    return ACCEPTED.labels(model, track)
+
+
+def accepted(model: str, track: str) -> None:
+    """Count a job that was accepted here."""
+    _of_accepted(model, track).inc()
+
+
 def refused(code: str) -> None:
     """Count a picture that was not taken."""
     REFUSALS.labels(code_label(code)).inc()

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import encoders, parameters, uploads
+from gateway import encoders, parameters, receiving, uploads
 from gateway.answers import Deliveries
 from gateway.body import Body
 from gateway.endpoint import (
@@ -45,7 +45,7 @@ REREAD_S = 5.0
 async def submit(request: Request) -> Response:
     """`POST /v1/batches?model=`: 202 with the batch, or 200 once it has finished if `Prefer: wait=N` was given and kept."""
     mesh: Mesh = request.state.mesh
-    async with uploads.open_batch_body(request, mesh) as body:
+    async with receiving.open_batch_body(request, mesh) as body:
         asked = parameters.submission(request, mesh)
         model, options = asked.model, asked.options
         key = uploads.hash_key(mesh, request.headers.get("idempotency-key"))
@@ -56,7 +56,7 @@ async def submit(request: Request) -> Response:
         )
         request_hash = hashlib.blake2b(model.name.encode() + b"\0" + msgspec.msgpack.encode(options), digest_size=16)
         if opening.earlier:
-            async with contextlib.aclosing(uploads.picture_parts(request, body, mesh, request_hash)) as parts:
+            async with contextlib.aclosing(receiving.picture_parts(request, body, mesh, request_hash)) as parts:
                 async for _ in parts:
                     pass  # only their hash is wanted
             if request_hash.hexdigest() != opening.earlier_hash:
@@ -82,7 +82,9 @@ async def _receive(
     job_ids: list[str] = []
     total = 0
     try:
-        async with contextlib.aclosing(uploads.receive_many(request, body, mesh, batch=opening.id, hashed=hashed)) as pictures:
+        async with contextlib.aclosing(
+            receiving.receive_many(request, body, mesh, batch=opening.id, hashed=hashed)
+        ) as pictures:
             async for picture in pictures:
                 member: str | MeshError
                 if isinstance(picture, MeshError):

@@ -5,7 +5,7 @@ import contextlib
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import encoders, parameters, uploads
+from gateway import encoders, parameters, receiving
 from gateway.answers import Deliveries
 from gateway.endpoint import (
     CALLBACK_URL,
@@ -32,9 +32,9 @@ from shared.models import Model
 async def submit(request: Request) -> Response:
     """`POST /v1/jobs?model=`: 202 with the job, or 200 with its end if `Prefer: wait=N` was given and kept."""
     mesh: Mesh = request.state.mesh
-    async with uploads.open_body(request, mesh) as body:
+    async with receiving.open_body(request, mesh) as body:
         asked = parameters.submission(request, mesh)
-        upload = await uploads.receive(request, body, mesh)
+        upload = await receiving.receive(request, body, mesh)
     if not asked.wait_s:
         job = await upload.accept(asked.model, asked.options, traceparent=request.scope["traceparent"])
     else:

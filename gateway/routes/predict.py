@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import encoders, parameters, problems, uploads
+from gateway import encoders, parameters, problems, receiving
 from gateway.answers import BatchPrediction, BatchPredictions, PredictedObject, Prediction, Reason
 from gateway.endpoint import HINTS, MODEL_NAME, OPTIONS, Answer, Endpoint, Example, Takes
 from gateway.mesh import Mesh
@@ -33,9 +33,9 @@ async def predict(request: Request) -> Response:
     """`POST /predict/{model}`: detections in the predecessor's form, or the problem that the job ended with."""
     mesh: Mesh = request.state.mesh
     request.scope["waited"] = True
-    async with uploads.open_body(request, mesh) as body:
+    async with receiving.open_body(request, mesh) as body:
         model, options = _asked(request, mesh)
-        upload = await uploads.receive(request, body, mesh)
+        upload = await receiving.receive(request, body, mesh)
     wait_s = mesh.settings.max_wait_s
     # Nobody can ask for this job's result later, so its work is not worth more time than its reader has.
     job = await accept_and_wait(request, upload, model, options, wait_s=wait_s, deadline_s=wait_s)
@@ -54,9 +54,9 @@ async def predict_batch(request: Request) -> Response:
     taken: list[tuple[str, Waiter] | MeshError] = []
     with ExitStack() as expected:
         try:
-            async with uploads.open_batch_body(request, mesh) as body:
+            async with receiving.open_batch_body(request, mesh) as body:
                 model, options = _asked(request, mesh)
-                pictures = uploads.receive_many(request, body, mesh)
+                pictures = receiving.receive_many(request, body, mesh)
                 async with contextlib.aclosing(pictures):
                     async for picture in pictures:
                         if isinstance(picture, MeshError):

@@ -25,12 +25,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import Overloaded, StoreUnavailable
 from shared.settings import Settings
+from shared.store.lanes import Lanes
 from shared.store.link import Link
 
 POOL_CONNECTIONS = 64
 COMMAND_TIMEOUT_S = 5.0
-LARGE_BYTES = 64 * 1024
-"""Commands with more than this go by a connection of their own, so that small ones need not wait behind them."""
 
 Command = tuple[Any, ...]
 """A Redis command with its arguments, or `Script` call made by `Connection.call`."""
@@ -106,8 +105,9 @@ class Connection:
         # Answers are taken raw: what redis-py makes of them (dicts of dicts) would be unmade again here.
         self.redis.response_callbacks.clear()
         self._scripts = {path.stem: Script(path.stem) for path in _LUA.glob("*.lua") if not path.stem.startswith("_")}
+        self._is_loaded = False
         self._loading = asyncio.Lock()
-        self._small, self._large = Link(self._pool), Link(self._pool)
+        self._lanes = Lanes(self._pool)
         self._readers: dict[str, Link] = {}
 
     def call(self, script: str, keys: Sequence[str], *args: Any) -> Command:
@@ -170,23 +170,23 @@ class Connection:
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         plain = [("EVALSHA", first.sha, *rest) if isinstance(first, Script) else (first, *rest) for first, *rest in commands]
-        largest = max((len(part) for command in plain for part in command if isinstance(part, bytes | memoryview)), default=0)
-        return await (self._large if largest > LARGE_BYTES else self._small).send(plain, COMMAND_TIMEOUT_S)
+        return await self._lanes.send(plain, COMMAND_TIMEOUT_S)
 
     async def _load(self, *, again: bool = False) -> None:
-        scripts = self._scripts.values()
-        if not again and all(script.sha for script in scripts):
+        if self._is_loaded and not again:
             return
+        scripts = self._scripts.values()
         async with self._loading:
             pipeline = self.redis.pipeline(transaction=False)
             for script in scripts:
                 pipeline.execute_command("SCRIPT", "LOAD", script.text)
             for script, sha in zip(scripts, await pipeline.execute(), strict=True):
                 script.sha = sha.decode() if isinstance(sha, bytes) else str(sha)
+            self._is_loaded = True
 
     async def close(self) -> None:
         """Close all connections."""
-        for link in (self._small, self._large, *self._readers.values()):
+        for link in (self._lanes, *self._readers.values()):
             link.close()
         await self.redis.aclose()
         await self._pool.disconnect()

@@ -8,7 +8,6 @@ tenant's name and the random bytes: it says nothing to people, and shows without
 """
 
 import base64
-import binascii
 import hashlib
 import secrets
 import zlib
@@ -21,6 +20,9 @@ _TAG_BYTES = 4
 _OWNER_BYTES = 4
 _BODY_BYTES = 18
 _LENGTHS = (36, 42)
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
+"""Base32's letters -> Python's digits to base 32: `int` reads them ten times faster than the base64 module."""
 
 
 class Ids:
@@ -74,13 +76,9 @@ class Ids:
         return int.from_bytes(self._body(job_id)[:2], "big")
 
     def _body(self, job_id: str) -> bytes:
-        try:
-            raw = base64.b32decode(job_id.upper() + "=" * (-len(job_id) % 8)) if len(job_id) in _LENGTHS else b""
-        except (binascii.Error, ValueError):
-            raw = b""
+        raw = _raw(job_id)
         body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
-        # Base32 has spare bits at the end, so only the one spelling that we give out is taken.
-        if not secrets.compare_digest(tag, self._tag(body)) or _text(raw) != job_id:
+        if not secrets.compare_digest(tag, self._tag(body)):
             raise UnknownJob("no job has this ID")
         return body
 
@@ -93,3 +91,13 @@ class Ids:
 
 def _text(raw: bytes) -> str:
     return base64.b32encode(raw).decode().rstrip("=").lower()
+
+
+def _raw(text: str) -> bytes:
+    """What `_text` was made from; nothing if it was made from nothing: there is one spelling only."""
+    if len(text) not in _LENGTHS or text.strip(_ALPHABET):
+        return b""
+    bits = len(text) * 5
+    spare = bits % 8
+    number = int(text.translate(_DIGITS), 32)
+    return b"" if number & ((1 << spare) - 1) else (number >> spare).to_bytes(bits // 8, "big")

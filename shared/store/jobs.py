@@ -22,6 +22,7 @@ from shared.store.connection import Command, Connection
 from shared.store.fields import PUBLIC, job_of, options_of, pack
 from shared.store.heartbeats import pairs
 from shared.store.ids import Ids
+from shared.store.packing import Pieces
 from shared.store.uploads import FULL, SHARE_FULL
 
 RESULT_RESERVE_BYTES = 16 * 1024
@@ -67,7 +68,7 @@ class Jobs:
         *,
         model: Model,
         options: JobOptions,
-        body: bytes | None,
+        body: bytes | Pieces | None,
         upload_bytes: int,
         reply_to: str = "",
         idempotency_key: str | None = None,
@@ -103,7 +104,8 @@ class Jobs:
         channel, *more_channels = keys.channels_of(job_id, tenant.name)
         commands: list[Command] = []
         if body is not None:
-            commands.append(("SET", upload_key, body, "PX", deadline_ms + self._result_ttl_ms))
+            value = body if isinstance(body, Pieces) else Pieces(body)
+            commands.append(("SET", upload_key, value, "PX", deadline_ms + self._result_ttl_ms))
         commands.append(
             self._connection.call(
                 "accept",
@@ -125,7 +127,7 @@ class Jobs:
         verdict, *details = (await self._connection.run(*commands))[-1]
         match bytes(verdict):
             case b"new":
-                metrics.ACCEPTED.labels(model.name, model.track).inc()
+                metrics.accepted(model.name, model.track)
                 self._admission.accepted()
                 return job
             case b"same":

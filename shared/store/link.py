@@ -18,6 +18,8 @@ from redis.exceptions import BusyLoadingError, NoScriptError, OutOfMemoryError, 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from shared.store.packing import Buffer, pack
+
 CONNECT_S = 5.0
 HIGH_WATER_BYTES = 4 << 20
 """What may wait to be sent before senders do."""
@@ -36,11 +38,13 @@ _NOTHING = object()
 class _Asked:
     """Commands of one caller and the answers that have come."""
 
-    __slots__ = ("answers", "count", "future")
+    __slots__ = ("answers", "count", "deadline_s", "future", "timeout_s")
 
-    def __init__(self, future: asyncio.Future[list[Any]], count: int) -> None:
+    def __init__(self, future: asyncio.Future[list[Any]], count: int, timeout_s: float, deadline_s: float) -> None:
         self.future = future
         self.count = count
+        self.timeout_s = timeout_s
+        self.deadline_s = deadline_s
         self.answers: list[Any] = []
 
 
@@ -52,6 +56,8 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = self._new_reader()
         self._asked: deque[_Asked] = deque()
+        self._watch: asyncio.TimerHandle | None = None
+        self._watch_s = 0.0
         self._connecting = asyncio.Lock()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -62,17 +68,22 @@ class Link(asyncio.Protocol):
         Raises:
             redis.exceptions.ConnectionError, redis.exceptions.TimeoutError: there is no answer.
         """
+        buffers, _ = pack(commands)
+        return await self.send_packed(buffers, len(commands), timeout_s)
+
+    async def send_packed(self, buffers: Sequence[Buffer], count: int, timeout_s: float) -> list[Any]:
+        """Send so many commands that are packed already; see `send`."""
         try:
-            async with asyncio.timeout(timeout_s):
-                if self._transport is None:
-                    await self._connect()
-                if not self._writable.is_set():
-                    await self._writable.wait()
-                return await self._write(commands)
+            if self._transport is None or not self._writable.is_set():
+                async with asyncio.timeout(timeout_s):
+                    if self._transport is None:
+                        await self._connect()
+                    if not self._writable.is_set():
+                        await self._writable.wait()
+            return await self._write(buffers, count, timeout_s)
         except TimeoutError:
-            # A Redis that hangs answers nobody on this connection; the next who asks tries a new one.
             self.close()
-            raise RedisTimeoutError(f"no answer within {timeout_s:g} s") from None
+            raise _no_answer(timeout_s) from None
         except OSError as error:
             raise RedisConnectionError(str(error)) from None
 
@@ -102,19 +113,46 @@ class Link(asyncio.Protocol):
                 greeting.append(("AUTH", *([where.username] if where.username else []), where.password))
             if where.db:
                 greeting.append(("SELECT", where.db))
-            for answer in await self._write(greeting) if greeting else []:
+            for answer in await self._write(pack(greeting)[0], len(greeting), CONNECT_S) if greeting else []:
                 if isinstance(answer, Exception):
                     self.close()
                     raise RedisConnectionError(f"refused: {answer}")
 
-    def _write(self, commands: Sequence[Sequence[Any]]) -> asyncio.Future[list[Any]]:
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for an answer."""
+        return len(self._asked)
+
+    def _write(self, buffers: Sequence[Buffer], count: int, timeout_s: float) -> asyncio.Future[list[Any]]:
         if self._transport is None:
             raise RedisConnectionError("the connection was cut")
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._asked.append(_Asked(future, len(commands)))
-        packed = [hiredis.pack_command(_plain(command)) for command in commands]
-        self._transport.writelines(packed)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        deadline_s = loop.time() + timeout_s
+        self._asked.append(_Asked(future, count, timeout_s, deadline_s))
+        # One timer for all who wait: one for each costs more than to pack what he sends.
+        if self._watch is None or deadline_s < self._watch_s:
+            self._watch_until(loop, deadline_s)
+        self._transport.writelines(buffers)
         return future
+
+    def _watch_until(self, loop: asyncio.AbstractEventLoop, deadline_s: float) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch, self._watch_s = loop.call_at(deadline_s, self._check, loop), deadline_s
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See whether somebody has waited for too long. Who was canceled meanwhile takes no notice."""
+        self._watch = None
+        waiting = [each for each in self._asked if not each.future.done()]
+        late = [each for each in waiting if each.deadline_s <= loop.time()]
+        for each in late:
+            each.future.set_exception(_no_answer(each.timeout_s))
+        if late:
+            # A Redis that hangs answers nobody on this connection; the next who asks tries a new one.
+            self.close()
+        elif waiting:
+            self._watch_until(loop, min(each.deadline_s for each in waiting))
 
     @staticmethod
     def _new_reader() -> Any:
@@ -158,8 +196,8 @@ class Link(asyncio.Protocol):
         self._writable.set()
 
 
-def _plain(command: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(bytes(part) if isinstance(part, memoryview | bytearray) else part for part in command)
+def _no_answer(timeout_s: float) -> RedisTimeoutError:
+    return RedisTimeoutError(f"no answer within {timeout_s:g} s")
 
 
 def _error(text: str) -> Exception:

@@ -13,6 +13,7 @@ from typing import Protocol
 from shared.messages import Ticket
 from shared.store.arena import MappedArena, Slot
 from shared.store.connection import Command, Connection
+from shared.store.packing import Pieces
 
 Tensor = bytes | memoryview
 
@@ -37,7 +38,8 @@ class RedisTensors:
 
     def put(self, name: str, tensor: Tensor, ttl_ms: int) -> Command:
         """`SET` with a TTL from birth."""
-        return ("SET", name, tensor, "PX", ttl_ms)
+        # Bytes, as the pixels that a view shows may be others by the time they are sent.
+        return ("SET", name, Pieces(bytes(tensor)), "PX", ttl_ms)
 
     async def get_many(self, tickets: Sequence[Ticket]) -> list[Tensor | None]:
         """All in one round trip."""

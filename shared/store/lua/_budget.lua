@@ -1,12 +1,15 @@
 -- Shared by the scripts that keep the byte budget's books (put in front of them when they are loaded).
 -- `reserved` is a hash: ID -> bytes, and its tenant where it has one; "@TENANT" -> that tenant's sum; "" -> the sum of all.
-local function held(reserved, id)
-  local value = redis.call('HGET', reserved, id)
+local function parsed(value)
   if not value then
     return 0, ''
   end
   local bytes, tenant = string.match(value, '^(%d+) ?(.*)$')
   return tonumber(bytes), tenant
+end
+
+local function held(reserved, id)
+  return parsed(redis.call('HGET', reserved, id))
 end
 
 local function add(reserved, name, bytes)
@@ -15,8 +18,9 @@ local function add(reserved, name, bytes)
   end
 end
 
-local function reserve(reserved, id, bytes, tenant)
-  local before = held(reserved, id)
+-- `before` is what this ID has reserved, if `no_room` has told.
+local function reserve(reserved, id, bytes, tenant, before)
+  before = before or held(reserved, id)
   redis.call('HSET', reserved, id, tenant == '' and bytes or (string.format('%d', bytes) .. ' ' .. tenant))
   add(reserved, '', bytes - before)
   if tenant ~= '' then
@@ -33,10 +37,12 @@ local function give_back(reserved, id)
   end
 end
 
--- Why `bytes` under this ID cannot be reserved, with the sum that would be: {"full" | "share", bytes}; or nothing.
+-- Why `bytes` under this ID cannot be reserved, with the sum that would be: {"full" | "share", bytes}; or nil and what this
+-- ID has reserved now.
 local function no_room(reserved, id, bytes, budget, tenant, share)
-  local before = held(reserved, id)
-  local total = tonumber(redis.call('HGET', reserved, '') or 0) - before + bytes
+  local books = redis.call('HMGET', reserved, id, '')
+  local before = parsed(books[1])
+  local total = tonumber(books[2] or 0) - before + bytes
   if total > budget then
     return { 'full', total }
   end
@@ -46,6 +52,7 @@ local function no_room(reserved, id, bytes, budget, tenant, share)
       return { 'share', total }
     end
   end
+  return nil, before
 end
 
 local function now_ms()

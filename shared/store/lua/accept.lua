@@ -7,15 +7,15 @@
 -- Returns {"new"} | {"same", id} | {"mismatch"} | {"lost"} (the staged upload is gone) | {"full" | "share", bytes that would be
 -- reserved} | {"busy", open jobs}
 local id = ARGV[1]
-local known_job = redis.call('HMGET', KEYS[1], 'status', 'options')
-if known_job[1] then
-  if ENDED[known_job[1]] then -- the upload was sent once more: it is needed by a dead letter only, which alone keeps its options
-    redis.call('PEXPIRE', KEYS[2], known_job[2] and redis.call('PTTL', KEYS[1]) or 0)
+local status = redis.call('HGET', KEYS[1], 'status')
+if status then
+  if ENDED[status] then -- the upload was sent once more: it is needed by a dead letter only, which alone keeps its options
+    redis.call('PEXPIRE', KEYS[2], redis.call('HEXISTS', KEYS[1], 'options') == 1 and redis.call('PTTL', KEYS[1]) or 0)
   end
   return { 'same', id } -- our own retry: the reply was lost, the job was not
 end
 local keyed = KEYS[6] ~= KEYS[1]
-local refusal
+local refusal, staged
 if keyed then
   local known = redis.call('GET', KEYS[6])
   if known then
@@ -27,7 +27,7 @@ if not refusal and redis.call('EXISTS', KEYS[2]) == 0 then
   refusal = { 'lost' }
 end
 if not refusal then
-  refusal = no_room(KEYS[4], id, tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[9], tonumber(ARGV[10]))
+  refusal, staged = no_room(KEYS[4], id, tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[9], tonumber(ARGV[10]))
 end
 local most_open = tonumber(ARGV[12])
 if not refusal and most_open > 0 then
@@ -45,9 +45,11 @@ end
 
 local deadline = now_ms() + tonumber(ARGV[4])
 local kept = tonumber(ARGV[4]) + tonumber(ARGV[5])
-reserve(KEYS[4], id, tonumber(ARGV[2]), ARGV[9])
+reserve(KEYS[4], id, tonumber(ARGV[2]), ARGV[9], staged)
 redis.call('ZADD', KEYS[3], deadline, id)
-redis.call('PEXPIRE', KEYS[2], kept)
+if staged > 0 then
+  redis.call('PEXPIRE', KEYS[2], kept) -- one that came along with the job has its TTL from birth
+end
 local entry = redis.call('XADD', KEYS[5], '*', 'id', id)
 redis.call('HSET', KEYS[1], 'status', 'queued', 'fence', 0, 'attempts', 0, 'deadline_ms', deadline, 'entry', entry,
   'queue', KEYS[5], unpack(ARGV, 13))

@@ -56,6 +56,8 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = self._new_reader()
         self._asked: deque[_Asked] = deque()
+        self.waiting = 0
+        """How many callers wait: for the connection, or for an answer."""
         self._watch: asyncio.TimerHandle | None = None
         self._watch_s = 0.0
         self._connecting = asyncio.Lock()
@@ -73,6 +75,7 @@ class Link(asyncio.Protocol):
 
     async def send_packed(self, buffers: Sequence[Buffer], count: int, timeout_s: float) -> list[Any]:
         """Send so many commands that are packed already; see `send`."""
+        self.waiting += 1
         try:
             if self._transport is None or not self._writable.is_set():
                 async with asyncio.timeout(timeout_s):
@@ -86,6 +89,8 @@ class Link(asyncio.Protocol):
             raise _no_answer(timeout_s) from None
         except OSError as error:
             raise RedisConnectionError(str(error)) from None
+        finally:
+            self.waiting -= 1
 
     def close(self) -> None:
         """Cut it; it may be used again."""
@@ -117,11 +122,6 @@ class Link(asyncio.Protocol):
                 if isinstance(answer, Exception):
                     self.close()
                     raise RedisConnectionError(f"refused: {answer}")
-
-    @property
-    def waiting(self) -> int:
-        """How many callers wait for an answer."""
-        return len(self._asked)
 
     def _write(self, buffers: Sequence[Buffer], count: int, timeout_s: float) -> asyncio.Future[list[Any]]:
         if self._transport is None:

@@ -34,6 +34,7 @@ class Pool:
 
     size = 1
     restarts = 0
+    engine = None
 
     def __init__(self, answer: Callable[[], Any]) -> None:
         self.areas = TensorAreas()
@@ -108,6 +109,8 @@ def test_jobs_end_as_their_pictures_deserve(settings: Settings) -> None:
             (beat,) = [beat for beat in await store.heartbeats.live() if beat.kind == "preprocess"]
             assert beat.jobs_done == 5
             assert str(beat.details.pop("arena")).startswith("visionmesh-")
+            assert str(beat.details.pop("libvips")).startswith("8.")
+            assert isinstance(beat.details.pop("libvips_simd"), bool)
             assert beat.details == {"decoders": 2, "decoder_restarts": 0, "tensor_store": "redis"}
             stop.set()
             async with asyncio.timeout(settings.shutdown_s):

@@ -163,7 +163,7 @@ def test_every_verb_that_answers_can_answer_in_json() -> None:
         return below or [(name, command)]
 
     without = {name for name, verb in verbs(get_command(app), "") if not any("--json" in option.opts for option in verb.params)}
-    changing = {f" models {verb}" for verb in ("add", "load", "unload", "remove")}
+    changing = {f" models {verb}" for verb in ("add", "update", "tidy", "load", "unload", "remove")}
     # `models show` speaks JSON only.
     assert without <= {" jobs dead replay", " bench plot", " models show"} | changing
 

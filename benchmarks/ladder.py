@@ -4,6 +4,9 @@
     peer         the same behind FastAPI and uvicorn, a worker for each core
     mesh         this project as `visionmesh up` runs it; `mesh-redis` with tensors through Redis
 
+Besides, `submit`: how fast pictures are accepted, beside a bare handler; and `any`: what a picture costs behind a queue of 10
+and one of 100,000 (`benchmarks.growth` measures more of that).
+
 The arms take turns, several rounds of each, on one Triton; a figure is the median of the rounds. Each arm's answer to the
 first picture is compared with the others' before anything is measured: arms that find different things do different work.
 """
@@ -20,9 +23,10 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import report, servers, submitting
+from benchmarks import growth, report, servers, submitting
 from benchmarks.processor_time import CpuTimes
 from benchmarks.servers import BenchmarkError
+from deploy.local.errors import StartError
 from visionmesh.bench import load, pictures, results
 from visionmesh.bench.connection import Address, Connection, address_of
 from visionmesh.bench.endpoints import ENDPOINTS, request
@@ -49,6 +53,8 @@ LOADS = {
     "echo": Load("echo", SMALL, (*ARMS, "mesh-redis-1", "mesh-redis-16")),
     "large": Load("echo", LARGE),
 }
+
+MORE = ("submit", "any")
 
 Arm = Callable[[int, float], Awaitable[report.Sample]]
 """Runs with so many clients or threads for so many seconds."""
@@ -165,6 +171,9 @@ async def run(names: list[str], seconds: float, rounds: int, folder: Path) -> in
     for name in names:
         if name == "submit":
             figures[name] = await submitting.measure(seconds, rounds, say)
+        elif name == "any":
+            costs = await growth.of_queued(growth.Scale(seconds, rounds, is_quick=False), say)
+            figures[name] = {step: report.Sample(cost.per_second, 0.0, 0.0, cost.cpu_ms) for step, cost in costs.items()}
         else:
             samples = await measure(name, seconds, rounds, say)
             figures[name] = {arm: report.median(of_arm) for arm, of_arm in samples.items()}
@@ -187,14 +196,14 @@ async def run(names: list[str], seconds: float, rounds: int, folder: Path) -> in
 def main() -> int:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--load", action="append", choices=[*LOADS, "submit"], help="only these; all if none is named")
+    parser.add_argument("--load", action="append", choices=[*LOADS, *MORE], help="only these; all if none is named")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each turn of an arm")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each arm; the median counts")
     parser.add_argument("--to", type=Path, default=results.FOLDER, help="folder of the JSON")
     asked = parser.parse_args()
     try:
-        return load.on_fast_loop(run(asked.load or [*LOADS, "submit"], asked.seconds, asked.rounds, asked.to))
-    except BenchmarkError as error:
+        return load.on_fast_loop(run(asked.load or [*LOADS, *MORE], asked.seconds, asked.rounds, asked.to))
+    except (BenchmarkError, StartError) as error:
         print(f"ladder: {error}", file=sys.stderr)  # noqa: T201 - one line for a person
         return 2
 

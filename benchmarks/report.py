@@ -7,7 +7,8 @@ import msgspec
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One turn of an arm, or the median of several: `cpu_ms` is CPU milliseconds per picture by process."""
+    """One turn of an arm, or the median of several: `cpu_ms` is CPU milliseconds per picture by process. Latencies are 0 where
+    nobody waits."""
 
     per_second: float
     p50_ms: float
@@ -42,6 +43,10 @@ def _added_ms(arms: Mapping[str, Sample]) -> float:
     return arms["mesh-1"].p50_ms - arms["in-process-1"].p50_ms
 
 
+def _cost_ratio(one: str, other: str) -> Callable[[Mapping[str, Sample]], float]:
+    return lambda arms: sum(arms[one].cpu_ms.values()) / sum(arms[other].cpu_ms.values())
+
+
 WANTED: tuple[tuple[str, str, Callable[[Mapping[str, Sample]], float], float, bool], ...] = (
     ("echo", "mesh p50 minus in-process p50, 1 client, ms", _added_ms, 4.0, True),
     ("echo", "mesh / peer, 16 clients", _ratio("mesh-16", "peer-16"), 1.5, False),
@@ -52,6 +57,7 @@ WANTED: tuple[tuple[str, str, Callable[[Mapping[str, Sample]], float], float, bo
     ("detector", "/predict/small p50 minus in-process p50, 1 client, ms", _added_ms, 10.0, True),
     ("echo", "shm / redis store, 16 clients", _ratio("mesh-16", "mesh-redis-16"), 1.5, False),
     ("submit", "accepted / a bare handler's SETs, a second", _ratio("gateway", "bare"), 0.7, False),
+    ("any", "CPU per picture, 100,000 queued / 10 queued", _cost_ratio("100,000 queued", "10 queued"), 1.1, True),
 )
 """Load, what, how it is computed from the arms' medians, the target, and whether it is a ceiling."""
 
@@ -84,7 +90,8 @@ def text(figures: Figures, rows: Sequence[Row]) -> str:
         for arm, sample in arms.items():
             parts = sorted(sample.cpu_ms.items(), key=lambda part: -part[1])
             cpu = f"{sum(sample.cpu_ms.values()):.1f}: " + ", ".join(f"{part} {ms:.1f}" for part, ms in parts if ms >= 0.05)
-            lines.append(f"| {arm} | {sample.per_second:.1f} | {sample.p50_ms:.2f} | {sample.p99_ms:.1f} | {cpu} |")
+            times = f"{sample.p50_ms:.2f} | {sample.p99_ms:.1f}" if sample.p50_ms else " | "
+            lines.append(f"| {arm} | {sample.per_second:.1f} | {times} | {cpu} |")
     lines += ["", "| load | measure | measured | wanted | |", "|---|---|---|---|---|"]
     for row in rows:
         sign = "≤" if row.at_most else "≥"

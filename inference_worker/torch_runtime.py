@@ -20,6 +20,7 @@ import numpy as np
 import structlog
 
 from inference_worker.runtime import Array, Image, Outputs, stack
+from shared import cores
 from shared.errors import InferenceFailed, InferenceUnavailable, MeshError, RuntimeMissing
 from shared.models import Model
 
@@ -126,7 +127,7 @@ def _load(model: Model, device_name: str) -> _Loaded:
         import torch  # pyright: ignore[reportMissingImports] - an extra, and seconds to import
 
         # Its threads spin while they wait for each other: one on every core, beside decoders, took seven times the CPU.
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // 2, 1))
+        torch.set_num_threads(max(cores.available() // 2, 1))
         has_gpu = torch.cuda.is_available()
         device = torch.device(("cuda" if has_gpu else "cpu") if device_name == "auto" else device_name)
         return (_load_exported if file.suffix == ".pt2" else _load_script)(torch, file, device)

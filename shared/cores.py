@@ -9,7 +9,8 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def available(cgroups: Path = _CGROUPS) -> int:
     """Cores available to this process, at least 1; a part of a core counts as one."""
-    cores = len(os.sched_getaffinity(0))
+    # Not everywhere where clients and benchmarks run is Linux.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota_v2(cgroups) or _quota_v1(cgroups)
     return max(min(cores, math.ceil(quota)), 1) if quota else cores
 

@@ -1,7 +1,6 @@
 """The files of a benchmark: JSON with all of it, CSV with a row for each run, both named by time and mode."""
 
 import csv
-import os
 import platform
 import re
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from shared import cores
 from visionmesh.bench.measured import Result
 
 FOLDER = Path("bench-results")
@@ -42,8 +42,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 def machine() -> Machine:
     """This one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cores, platform.python_version(), f"{platform.system()} {platform.machine()}")
+    return Machine(cores.available(), platform.python_version(), f"{platform.system()} {platform.machine()}")
 
 
 def now() -> str:

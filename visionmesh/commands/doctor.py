@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from shared import models, settings
+from shared import cores, models, settings
 from shared.errors import UnknownModel
 from shared.models import RegistryError
 from shared.settings import SettingsError
@@ -82,9 +82,9 @@ def _settings() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0))
-    slow = "" if cores > 1 else "one core works, slowly: decoding and inference take turns"
-    yield Finding(f"{cores} {'core' if cores == 1 else 'cores'}", slow, is_note=bool(slow))
+    count = cores.available()
+    slow = "" if count > 1 else "one core works, slowly: decoding and inference take turns"
+    yield Finding(f"{count} {'core' if count == 1 else 'cores'}", slow, is_note=bool(slow))
     memory = _memory_bytes()
     few = memory < LEAST_MEMORY_BYTES
     mend = "the mesh with its detector wants 2 GiB: give the machine or the container (docker run --memory 4g) more"

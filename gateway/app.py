@@ -33,7 +33,7 @@ from shared.heartbeat import beat_forever
 from shared.live_registry import LiveRegistry
 from shared.parent import die_with_parent
 from shared.settings import Settings, read
-from shared.store import connect
+from shared.store import Store, connect
 
 GARBAGE = 20_000
 """So many more objects than before are there when the collector looks for cycles; requests make next to none."""
@@ -79,6 +79,13 @@ def create(settings: Settings | None = None) -> Starlette:
     def status() -> dict[str, Any]:
         return {"metrics_port": settings.metrics_port, "last_error": served.problem or (keys and keys.problem) or None}
 
+    async def look(store: Store) -> None:
+        """See by the heartbeats, again and again, whether uploads may be files."""
+        while True:
+            with contextlib.suppress(errors.MeshError):
+                store.upload_files.probe(await store.heartbeats.live())
+            await asyncio.sleep(settings.heartbeat_s if store.upload_files.shared else settings.heartbeat_s / 4)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[State]:
         granian = multiprocessing.parent_process()
@@ -86,7 +93,10 @@ def create(settings: Settings | None = None) -> Starlette:
             die_with_parent(granian.pid)  # its workers would else outlive it and keep the port
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         async with connect(settings) as store, store.events:
-            beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, status))
+            upkeep = [
+                asyncio.create_task(beat_forever(store, settings.heartbeat_s, "gateway", name, status)),
+                *([asyncio.create_task(look(store))] if settings.upload_folder else []),
+            ]
             try:
                 # What is there now lives as long as the process: the collector need not look at it with every few requests.
                 gc.collect()
@@ -95,8 +105,9 @@ def create(settings: Settings | None = None) -> Starlette:
                 with closing.watch() as told_to_stop:
                     yield {"mesh": Mesh(settings, served, store, name, told_to_stop, keys)}
             finally:
-                beat.cancel()
-                await asyncio.gather(beat, return_exceptions=True)
+                for task in upkeep:
+                    task.cancel()
+                await asyncio.gather(*upkeep, return_exceptions=True)
                 tracing.stop()
 
     return Starlette(

@@ -1,9 +1,9 @@
 """A picture on its way from the request into Redis.
 
     bytes ──▶ magic bytes ──▶ small: kept as they came, and sent along with `accept`
-                         └──▶ large: staged in chunks as they come, then `accept`
+                         └──▶ large: staged as it comes (`shared.store.uploads`), then `accept`
 
-Whatever goes wrong before `accept` - a refusal, a lost client, a stopping gateway - takes the staged chunks with it.
+Whatever goes wrong before `accept` - a refusal, a lost client, a stopping gateway - takes what was staged with it.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from shared.errors import (
 from shared.messages import Job, JobOptions
 from shared.models import Model
 from shared.store.packing import Buffer, Pieces
+from shared.store.uploads import Staging
 
 log = structlog.get_logger()
 
@@ -40,7 +41,7 @@ class Upload:
         self._hash = hashlib.blake2b(digest_size=16) if self._key else None
         self._pieces: list[Buffer] = []
         self._held_bytes = 0
-        self._staged_bytes = 0
+        self._staging: Staging | None = None
         self._recognised = False
         self._bytes = 0
         self._started_s = time.monotonic()
@@ -53,17 +54,23 @@ class Upload:
             TooLarge: the picture has more bytes than are taken of one.
             Overloaded, StoreUnavailable: a full buffer cannot be staged.
         """
-        self._pieces.append(chunk)
-        self._held_bytes += len(chunk)
         self._bytes += len(chunk)
         if self._bytes > self._mesh.settings.max_upload_bytes:
             raise TooLarge(f"the picture has more than the {self._mesh.settings.max_upload_bytes} bytes that are taken")
         if self._hash:
             self._hash.update(chunk)
+        if self._staging is not None:
+            await self._staging.write(chunk)
+            return
+        self._pieces.append(chunk)
+        self._held_bytes += len(chunk)
         if not self._recognised and self._held_bytes >= picture_types.SNIFF_BYTES:
             self._recognise()
         if self._held_bytes >= self._mesh.settings.upload_chunk_bytes:
-            await self._stage()
+            self._staging = self._mesh.store.uploads.stage(self.job_id, self._mesh.tenant)
+            pieces, self._pieces = self._pieces, []
+            for piece in pieces:
+                await self._staging.write(piece)
 
     async def complete(self) -> None:
         """The picture has come as a whole.
@@ -75,8 +82,8 @@ class Upload:
             raise EmptyBody("the picture has no bytes")
         if not self._recognised:
             self._recognise()
-        if self._staged_bytes and self._held_bytes:
-            await self._stage()
+        if self._staging is not None:
+            await self._staging.complete()
 
     async def accept(
         self, model: Model, options: JobOptions, *, reply_to: str = "", deadline_s: float | None = None, traceparent: str = ""
@@ -97,7 +104,7 @@ class Upload:
                 self.job_id,
                 model=model,
                 options=options,
-                body=None if self._staged_bytes else Pieces(*self._pieces),
+                body=self._staging.pointer if self._staging else Pieces(*self._pieces),
                 upload_bytes=self._bytes,
                 reply_to=reply_to,
                 idempotency_key=self._key,
@@ -113,6 +120,8 @@ class Upload:
             span.end()
             await self.discard()
             raise
+        if self._staging:
+            self._staging.close(wanted=job.id == self.job_id)
         if job.id != self.job_id:
             span.set({"mesh.job_id": job.id})  # the job of an earlier request with this idempotency key
         span.end()
@@ -126,10 +135,9 @@ class Upload:
     async def discard(self) -> None:
         """Drop what was staged. A store that cannot be reached drops it by itself after the staging time."""
         self._pieces.clear()
-        self._held_bytes = 0
-        if self._staged_bytes:
+        if self._staging is not None:
             try:
-                await self._mesh.store.uploads.discard(self.job_id)
+                await self._staging.discard()
             except MeshError as error:
                 log.warning("upload.not_discarded", job_id=self.job_id, error=error.detail)
 
@@ -149,13 +157,6 @@ class Upload:
             what = f"{found} pictures are not taken here" if found else "these bytes do not begin like a picture"
             raise UnsupportedMedia(f"{what}; taken: {', '.join(taken)}")
         self._recognised = True
-
-    async def _stage(self) -> None:
-        chunk = b"".join(self._pieces)
-        self._pieces, self._held_bytes = [], 0
-        # Counted first: if the answer is lost, what may have been staged is dropped as well.
-        self._staged_bytes += len(chunk)
-        await self._mesh.store.uploads.append(self.job_id, chunk, self._mesh.tenant)
 
 
 def hash_key(mesh: Mesh, idempotency_key: str | None) -> str | None:

@@ -13,6 +13,7 @@ from preprocess_worker.areas import Place, TensorAreas, memfd
 from preprocess_worker.formats import Limits
 from shared.errors import BY_CODE, DecoderCrashed, DecodeTimeout, JobError
 from shared.messages import Affine, ImageInfo, Placement
+from shared.store.upload_files import FoundFile
 
 START_S = 30.0
 
@@ -92,7 +93,7 @@ class Decoder:
 
     async def decode(
         self,
-        data: bytes,
+        picture: bytes | FoundFile,
         input_width: int,
         input_height: int,
         timeout_s: float,
@@ -110,12 +111,15 @@ class Decoder:
             DecodeTimeout, DecoderCrashed: it took too long, or the child died of it; the decoder is no longer usable.
             DecoderGone: the child was dead before.
         """
-        self._pictures.view(len(data))[:] = data
-        loop = asyncio.get_running_loop()
+        is_file = isinstance(picture, FoundFile)
+        size_bytes = picture.size_bytes if is_file else len(picture)
+        if not is_file:
+            self._pictures.view(size_bytes)[:] = picture
         self._usable = False
+        request = wire.Request(size_bytes, input_width, input_height, place.area, place.offset, header_only, is_file)
         try:
-            request = wire.Request(len(data), input_width, input_height, place.area, place.offset, header_only)
-            await loop.sock_sendall(self._control, wire.pack(request))
+            # One packet at a time is under way, so there is always room for it.
+            socket.send_fds(self._control, [wire.pack(request)], [picture.descriptor] if is_file else [])
         except OSError:
             raise DecoderGone("the decoder died while it had nothing to do") from None
         try:

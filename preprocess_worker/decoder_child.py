@@ -36,16 +36,23 @@ def serve(control: socket.socket) -> None:
     most_bytes = BASE_BYTES + limits.max_pixels * BYTES_PER_PIXEL
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
     control.send(wire.pack(wire.Reply(engine=wire.Engine(*decoding.engine()))))
-    while packet := control.recv(wire.PACKET_BYTES):
-        control.send(wire.pack(_answer(wire.unpack_request(packet), limits, pictures, tensors)))
+    while True:
+        packet, files, _, _ = socket.recv_fds(control, wire.PACKET_BYTES, 1)
+        if not packet:
+            return
+        request = wire.unpack_request(packet)
+        control.send(wire.pack(_answer(request, limits, _picture(request, pictures, files), tensors)))
 
 
-def _answer(request: wire.Request, limits: decoding.Limits, pictures: wire.Area, tensors: list[wire.Area]) -> wire.Reply:
+def _picture(request: wire.Request, pictures: wire.Area, files: list[int]) -> memoryview:
+    return wire.mapped(files[0], request.picture_bytes) if request.is_file else pictures.view(request.picture_bytes)
+
+
+def _answer(request: wire.Request, limits: decoding.Limits, picture: memoryview, tensors: list[wire.Area]) -> wire.Reply:
     width, height = request.input_width, request.input_height
     end = request.offset + width * height * 3
     limit_cpu(CPU_S)
     started = time.perf_counter()
-    picture = pictures.view(request.picture_bytes)
     try:
         if request.header_only and (seen := decoding.look_at(picture, width, height, limits)):
             image, placement, affine = seen

@@ -12,6 +12,7 @@ from preprocess_worker.decoder import Decoded, Decoder, DecoderGone
 from preprocess_worker.formats import Limits
 from preprocess_worker.wire import Engine
 from shared import metrics
+from shared.store.upload_files import FoundFile
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.2, 10.0
 
@@ -79,7 +80,9 @@ class DecoderPool:
         """What decodes in the children."""
         return next((decoder.engine for decoder in self._lifetimes), None)
 
-    async def decode(self, data: bytes, input_width: int, input_height: int, *, header_only: bool = False) -> Decoded:
+    async def decode(
+        self, picture: bytes | FoundFile, input_width: int, input_height: int, *, header_only: bool = False
+    ) -> Decoded:
         """Decode one picture into a model's input of this size, waiting for a free decoder if need be.
 
         With `header_only` pictures that track D can decode are only looked at.
@@ -99,7 +102,7 @@ class DecoderPool:
                     place = self.areas.lease(input_width * input_height * 3)
                     tensor = self.areas.view(place)
                     decoded = await decoder.decode(
-                        data, input_width, input_height, self._timeout_s, place, tensor, header_only=header_only
+                        picture, input_width, input_height, self._timeout_s, place, tensor, header_only=header_only
                     )
                     return decoded
             except DecoderGone:

@@ -19,6 +19,7 @@ from shared.messages import Detection, Drawing, ImageInfo, Job
 from shared.settings import Settings
 from shared.store import Store
 from shared.store.renders import Request
+from shared.store.uploads import Elsewhere
 
 TAKE_S = 1.0
 START_S = 10.0
@@ -65,18 +66,25 @@ class Rendering:
             try:
                 request = await self._store.renders.take(TAKE_S)
                 if request is not None:
-                    await self._store.renders.put(request, await self._outcome(request))
+                    await self._answer(request)
             except StoreUnavailable as error:
                 log.warning("render.waits", error=error.detail)
                 await asyncio.sleep(random.uniform(0, RETRY_S))  # noqa: S311 - jitter needs no secrecy
             except MeshError as error:
                 log.warning("render.lost", error=error.detail)  # whoever waits asks again
 
+    async def _answer(self, request: Request) -> None:
+        try:
+            await self._store.renders.put(request, await self._outcome(request))
+        except Elsewhere:
+            await asyncio.sleep(random.uniform(0, RETRY_S))  # noqa: S311 - as above
+            await self._store.renders.pass_on(request)
+
     async def _outcome(self, request: Request) -> bytes | MeshError:
         try:
             job, upload = await self._store.renders.subject(request)
             return await self._draw(job, upload, request.drawing)
-        except StoreUnavailable:
+        except (StoreUnavailable, Elsewhere):
             raise
         except MeshError as error:
             return error

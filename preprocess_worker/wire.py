@@ -5,7 +5,8 @@
     parent ──Request──▶ child ──Reply──▶ parent        one at a time, until the parent closes its end
 
 Pictures and tensors do not travel here but lie in areas of shared memory: one of pictures for each child, and those of tensors,
-which all children of a worker have in common (`preprocess_worker.areas`).
+which all children of a worker have in common (`preprocess_worker.areas`). A large upload that is a file is read there: its
+descriptor comes with the request.
 """
 
 import mmap
@@ -28,6 +29,8 @@ class Hello(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, frozen=True):
     """Decode the first `picture_bytes` of the picture area into an input of this size at `offset` of a tensor area.
 
+    `is_file`: of the file whose descriptor comes along, not of the area.
+
     `header_only`: track D will decode it; reading its header is enough, unless it is one that D would show otherwise.
     """
 
@@ -37,6 +40,7 @@ class Request(msgspec.Struct, frozen=True):
     area: int = 0
     offset: int = 0
     header_only: bool = False
+    is_file: bool = False
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -62,6 +66,19 @@ pack = msgspec.msgpack.Encoder().encode
 unpack_hello = msgspec.msgpack.Decoder(Hello).decode
 unpack_request = msgspec.msgpack.Decoder(Request).decode
 unpack_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+def mapped(descriptor: int, size_bytes: int) -> memoryview:
+    """A file's bytes, read-only; closes the descriptor.
+
+    Raises:
+        ValueError: the file is shorter.
+    """
+    try:
+        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+        return memoryview(mmap.mmap(descriptor, size_bytes, flags=flags, prot=mmap.PROT_READ))
+    finally:
+        os.close(descriptor)
 
 
 class Area:

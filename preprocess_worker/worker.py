@@ -33,6 +33,8 @@ from shared.messages import Ticket
 from shared.settings import Settings
 from shared.store import Store, connect
 from shared.store.streams import Consumer
+from shared.store.upload_files import FoundFile
+from shared.store.uploads import Elsewhere
 
 T = TypeVar("T")
 
@@ -166,10 +168,19 @@ class Worker:
         try:
             model = self._registry.of_job(ticket.model, ticket.served_as)
             ticket.served_as = model.served_as  # that it was accepted with, unless nobody here knows it any more
-            data, ticket.picture = ticket.picture, None  # not kept for as long as the ticket is
-            if data is None:
-                data = await self._surely(ticket, lambda: self._store.uploads.get(ticket))
-            decoded = await self._pool.decode(data, model.input_width, model.input_height, header_only=model.track == "D")
+            upload, ticket.picture = ticket.picture, None  # not kept for as long as the ticket is
+            picture = await self._surely(ticket, lambda: self._store.uploads.fetch(ticket.id, upload))
+            try:
+                decoded = await self._pool.decode(
+                    picture, model.input_width, model.input_height, header_only=model.track == "D"
+                )
+            finally:
+                if isinstance(picture, FoundFile):
+                    picture.close()
+        except Elsewhere:
+            log.info("job.elsewhere")
+            await asyncio.sleep(random.uniform(0, RETRY_MOST_S))  # noqa: S311 - jitter needs no secrecy
+            await self._surely(ticket, lambda: self._store.claims.release(ticket))
         except DecoderCrashed as error:
             span.fail(error)
             await self._crashed(ticket, error)
@@ -184,8 +195,8 @@ class Worker:
             await self._fail(ticket, Internal(f"{type(error).__name__} in the preprocess worker"))
         else:
             timings_ms = {"preprocess_wait": waited_ms, "preprocess": round((time.perf_counter() - started) * 1000, 3)}
-            picture = decoded.image
-            span.set({"mesh.image": f"{picture.width}x{picture.height} {picture.format}", "mesh.decode_ms": decoded.decode_ms})
+            image = decoded.image
+            span.set({"mesh.image": f"{image.width}x{image.height} {image.format}", "mesh.decode_ms": decoded.decode_ms})
             kept = await self._hand_on(ticket, decoded, timings_ms)
             log.debug("job.decoded", kept=kept, decode_ms=round(decoded.decode_ms, 3), **timings_ms)
 

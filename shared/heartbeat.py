@@ -42,8 +42,11 @@ async def beat_forever(
     try:
         while True:
             try:
+                said = status()
+                if identity := store.upload_files.identity:
+                    said["details"] = said.get("details", {}) | {"uploads": identity}
                 now = msgspec.structs.replace(
-                    beat, rss_bytes=process.memory_info().rss, cpu_percent=process.cpu_percent(), **status()
+                    beat, rss_bytes=process.memory_info().rss, cpu_percent=process.cpu_percent(), **said
                 )
                 await store.heartbeats.beat(now)
             except MeshError as error:

@@ -53,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_timeout_s: Seconds = 600.0
     formats: str = "jpeg,png,webp,gif"
     upload_chunk_bytes: Bytes = 256 * 1024
+    upload_folder: str = ""
     body_timeout_s: Seconds = 60.0
     byte_budget: Annotated[int, Meta(ge=0)] = 0
     max_queue_s: Seconds = 20.0

@@ -128,6 +128,8 @@ class LocalMesh:
             # A pool of BLAS threads in every worker would fight over the cores; no stage of ours uses them.
             "OPENBLAS_NUM_THREADS": "1",
         }
+        if "valkey" in self.processes:  # a Redis that outlives us would have pointers to files that do not
+            environ.setdefault("MESH_UPLOAD_FOLDER", str(self.folder / "uploads"))
         return environ | self._options.environ
 
     async def stop(self) -> None:

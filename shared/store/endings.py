@@ -16,6 +16,7 @@ from shared.store.clock import Clock
 from shared.store.connection import Command, Connection
 from shared.store.fields import PUBLIC, processing
 from shared.store.jobs import Jobs
+from shared.store.upload_files import UploadFiles
 
 SWEEP_GRACE_MS = 2_000
 """A worker that gives a job up at its deadline has a better reason to tell than the sweep; it gets this much time."""
@@ -37,12 +38,15 @@ class _Told(msgspec.Struct, frozen=True):
 class Endings:
     """All ends of jobs."""
 
-    def __init__(self, connection: Connection, settings: Settings, clock: Clock, budget: ByteBudget, jobs: Jobs) -> None:
+    def __init__(
+        self, connection: Connection, settings: Settings, clock: Clock, budget: ByteBudget, jobs: Jobs, files: UploadFiles
+    ) -> None:
         self._connection = connection
         self._settings = settings
         self._clock = clock
         self._budget = budget
         self._jobs = jobs
+        self._files = files
         self._result_ttl_ms = int(settings.result_ttl_s * 1000)
         self._dead_ttl_ms = int(max(settings.dead_letter_ttl_s, settings.result_ttl_s) * 1000)
         self._slow = SlowStages(settings.slow_stage_ms)
@@ -59,6 +63,7 @@ class Endings:
             commands.append(self._end_command(job, "succeeded", str(ticket.fence), ticket))
             jobs.append(job)
         ends = await self._connection.run(*commands) if commands else []
+        self._files.remove([job.id for job, kept in zip(jobs, ends, strict=True) if isinstance(kept, bytes)])
         return [
             self._counted(job, kept, ticket.traceparent) for job, kept, (ticket, _) in zip(jobs, ends, results, strict=True)
         ]
@@ -69,7 +74,7 @@ class Endings:
         job.error = JobProblem(error.code, error.detail)
         job.timings_ms = ticket.timings_ms | (timings_ms or {})
         command = self._end_command(job, "failed", str(ticket.fence), ticket, await self._budget.limit_bytes())
-        return self._counted(job, (await self._connection.run(command))[0], ticket.traceparent)
+        return await self._ended(job, command, ticket.traceparent)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job unless it has ended; returns it as it is afterwards."""
@@ -119,7 +124,7 @@ class Endings:
             raise StoreUnavailable("the job vanished while it was being ended", retry_after_s=1)
         told = _Told(int(created_ms), bytes(reply_to or b"").decode(), bytes(tenant or b"").decode())
         command = self._end_command(job, status, "", told, await self._budget.limit_bytes())
-        return self._counted(job, (await self._connection.run(command))[0])
+        return await self._ended(job, command)
 
     def _end_command(self, job: Job, status: Status, fence: str, told: "_Told | Ticket", budget_bytes: int = 0) -> Command:
         """Turn `job` into its final form and make the command that stores and tells it."""
@@ -143,6 +148,13 @@ class Endings:
             *([keys.of_tenant(told.tenant, name) for name in (keys.RESULTS_CHANNEL, keys.results_of(job.model))]
               if told.tenant else []),
         )  # fmt: skip
+
+    async def _ended(self, job: Job, command: Command, traceparent: str = "") -> bool:
+        """Run one end; what it leaves of the upload goes."""
+        (kept,) = await self._connection.run(command)
+        if isinstance(kept, bytes):
+            self._files.remove([job.id])
+        return self._counted(job, kept, traceparent)
 
     def _counted(self, job: Job, kept: Any, traceparent: str = "") -> bool:
         """Whether this end is the job's one; then it is counted, and logged if it was slow."""

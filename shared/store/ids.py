@@ -37,6 +37,11 @@ class Ids:
         _, secret = await connection.run(("SET", keys.ID_SECRET, secrets.token_bytes(32), "NX"), ("GET", keys.ID_SECRET))
         self._secret = bytes(secret)
 
+    @property
+    def mesh(self) -> str:
+        """A name of this mesh that no other has, and that tells nothing of the secret."""
+        return hashlib.blake2b(digest_size=8, key=self._secret, person=b"mesh").hexdigest()
+
     def new(self, idempotency_key: str | None = None, tenant: str = "", beside: str = "") -> str:
         """A new ID of this tenant; with an idempotency key, in the partition where that key lives, else in that of `beside`.
 

@@ -23,6 +23,7 @@ from shared.store.fields import PUBLIC, job_of, options_of, pack
 from shared.store.heartbeats import pairs
 from shared.store.ids import Ids
 from shared.store.packing import Pieces
+from shared.store.upload_files import Pointer, UploadFiles
 from shared.store.uploads import FULL, SHARE_FULL
 
 RESULT_RESERVE_BYTES = 16 * 1024
@@ -40,6 +41,7 @@ class Jobs:
         clock: Clock,
         budget: ByteBudget,
         admission: Admission,
+        files: UploadFiles,
     ) -> None:
         self._connection = connection
         self._settings = settings
@@ -47,6 +49,7 @@ class Jobs:
         self._clock = clock
         self._budget = budget
         self._admission = admission
+        self._files = files
         self._result_ttl_ms = int(settings.result_ttl_s * 1000)
         self._public = PUBLIC[settings.event_encoding]
 
@@ -79,7 +82,7 @@ class Jobs:
         tenant: Tenant = NOBODY,
         batch: str = "",
     ) -> Job:
-        """Accept a job in one step; its upload was staged, or comes along as `body` in the same round trip.
+        """Accept a job in one step; its upload was staged, or comes along as `body` (or as the pointer to its file).
 
         `batch` is the ID of the batch whose member it is; both lie in one partition.
 
@@ -168,8 +171,13 @@ class Jobs:
         model = registry.get(fields[b"model"].decode())
         tenant = Tenant(name=fields.get(b"tenant", b"").decode())
         new_id = self.new_id(idempotency_key, tenant)
+        pointer, size_bytes = Pointer.of(body), len(body)
+        if pointer:
+            size_bytes = pointer.size_bytes
+            if not self._files.link(job_id, new_id, pointer):
+                raise UploadLost("the picture of this job is a file that cannot be reached from here", job_id=job_id)
         return await self.accept(
-            new_id, model=model, options=options_of(fields[b"options"]), body=bytes(body), upload_bytes=len(body),
+            new_id, model=model, options=options_of(fields[b"options"]), body=bytes(body), upload_bytes=size_bytes,
             idempotency_key=idempotency_key, request_hash="", tenant=tenant, traceparent=tracing.begin("replay"),
         )  # fmt: skip
 

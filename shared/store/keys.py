@@ -2,7 +2,8 @@
 
     key                             type    written by            lives
     {mesh:P}:job:ID                 hash    accept .. end         deadline + result TTL, then result TTL from its end
-    {mesh:P}:upload:ID              string  gateway               until the job ends; staging, job or dead-letter TTL
+    {mesh:P}:upload:ID              string  gateway               the picture or the pointer to its file; until the job ends;
+                                                                  staging, job or dead-letter TTL
     {mesh:P}:tensor:ID:FENCE        string  preprocess worker     until the job ends; job TTL
     {mesh:P}:live                   zset    stage, accept, end    ID -> deadline (ms); emptied by end and sweep
     {mesh:P}:reserved               hash    stage, accept, end    ID -> bytes (and tenant), "@TENANT" and "" -> sums
@@ -53,7 +54,7 @@ def job(partition: int, job_id: str) -> str:
 
 
 def upload(partition: int, job_id: str) -> str:
-    """The picture's bytes as they were sent."""
+    """The picture's bytes as they were sent, or the pointer to its file (`upload_files`)."""
     return f"{_tag(partition)}:upload:{job_id}"
 
 

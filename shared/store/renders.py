@@ -5,13 +5,17 @@
 Drawing again is no harm, so a request has no lease: whoever waits asks again after a while, in case the worker died.
 """
 
+import asyncio
+
 import msgspec
 
-from shared.errors import BY_CODE, ExpiredJob, Internal, MeshError, NoResult, PictureNotKept
+from shared.errors import BY_CODE, ExpiredJob, Internal, MeshError, NoResult, PictureNotKept, UploadLost
 from shared.messages import Drawing, Job
 from shared.store import keys
 from shared.store.connection import Connection
 from shared.store.jobs import Jobs
+from shared.store.upload_files import FoundFile
+from shared.store.uploads import Uploads
 
 KEPT_S = 300.0
 ASK_AGAIN_S = 8.0
@@ -41,10 +45,11 @@ _drawn = msgspec.msgpack.Decoder(Drawn).decode
 class Renders:
     """Requests and what came of them."""
 
-    def __init__(self, connection: Connection, partitions: int, jobs: Jobs) -> None:
+    def __init__(self, connection: Connection, partitions: int, jobs: Jobs, uploads: Uploads) -> None:
         self._connection = connection
         self._partitions = partitions
         self._jobs = jobs
+        self._uploads = uploads
         self._turn = 0
 
     # --- the gateway's side ---------------------------------------------------------------------------------------
@@ -78,11 +83,13 @@ class Renders:
                 raise BY_CODE.get(drawn.code, Internal)(drawn.detail, job_id=job_id)
             return drawn.picture
         if is_first:
-            requests = keys.renders(partition)
-            await self._connection.run(
-                ("RPUSH", requests, _pack(Request(job_id, drawing))), ("PEXPIRE", requests, int(KEPT_S * 1000))
-            )
+            await self.pass_on(Request(job_id, drawing))
         return None
+
+    async def pass_on(self, request: Request) -> None:
+        """Leave a request to whichever worker comes next."""
+        requests = keys.renders(self._jobs.partition(request.job_id))
+        await self._connection.run(("RPUSH", requests, _pack(request)), ("PEXPIRE", requests, int(KEPT_S * 1000)))
 
     # --- the worker's side ----------------------------------------------------------------------------------------
 
@@ -101,15 +108,19 @@ class Renders:
 
         Raises:
             PictureNotKept: one of them is gone meanwhile.
+            Elsewhere: another worker can reach the picture.
         """
-        upload = await self._connection.run_one("GET", keys.upload(self._jobs.partition(request.job_id), request.job_id))
         try:
             job = await self._jobs.read(request.job_id)
-        except ExpiredJob:
-            upload = job = None
-        if upload is None or job is None:
-            raise PictureNotKept("the picture of this job is no longer kept")
-        return job, bytes(upload)
+            upload = await self._uploads.fetch(request.job_id)
+        except (ExpiredJob, UploadLost):
+            raise PictureNotKept("the picture of this job is no longer kept") from None
+        if not isinstance(upload, FoundFile):
+            return job, upload
+        try:
+            return job, await asyncio.to_thread(upload.read)
+        finally:
+            upload.close()
 
     async def put(self, request: Request, outcome: bytes | MeshError) -> None:
         """Keep what came of a request for a while, and tell who waits."""

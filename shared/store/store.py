@@ -28,6 +28,7 @@ from shared.store.rates import Rates
 from shared.store.renders import Renders
 from shared.store.streams import Consumer
 from shared.store.tensors import Tensors
+from shared.store.upload_files import UploadFiles
 from shared.store.uploads import Uploads
 from shared.store.webhooks import Webhooks
 
@@ -51,16 +52,20 @@ class Store:
         self.tensors = Tensors(self._connection)
         self.admission = Admission(self._connection, settings.partitions, settings.max_queue_s)
         self.rates = Rates(self._connection)
-        self.uploads = Uploads(self._connection, self._ids, self._budget, self.admission, staging_s=settings.body_timeout_s)
-        self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.admission)
+        self.heartbeats = Heartbeats(self._connection, self.clock, alive_s=settings.heartbeat_s * 3)
+        self.upload_files = UploadFiles(settings.upload_folder)
+        self.uploads = Uploads(
+            self._connection, self._ids, self._budget, self.admission, self.heartbeats, self.upload_files,
+            staging_s=settings.body_timeout_s, chunk_bytes=settings.upload_chunk_bytes,
+        )  # fmt: skip
+        self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.admission, self.upload_files)
         self.claims = Claims(self._connection, settings, self.clock, self.tensors)
-        self.endings = Endings(self._connection, settings, self.clock, self._budget, self.jobs)
+        self.endings = Endings(self._connection, settings, self.clock, self._budget, self.jobs, self.upload_files)
         self.batches = Batches(self._connection, settings, self.clock, self.jobs, self.endings)
         self.webhooks = Webhooks(self._connection, settings, self.jobs)
-        self.renders = Renders(self._connection, settings.partitions, self.jobs)
+        self.renders = Renders(self._connection, settings.partitions, self.jobs, self.uploads)
         self.dead_letters = DeadLetters(self._connection, settings.partitions, self.jobs)
         self.events = Events(self._connection, self.jobs.read)
-        self.heartbeats = Heartbeats(self._connection, self.clock, alive_s=settings.heartbeat_s * 3)
 
     async def ping(self) -> None:
         """Check that Redis answers.
@@ -112,6 +117,7 @@ class Store:
         while True:
             try:
                 await self._ids.load(self._connection)
+                self.upload_files.open(self._ids.mesh)
                 await self.clock.refresh(self._connection)
                 self.ready.set()
                 await asyncio.sleep(CLOCK_REFRESH_S)
@@ -128,6 +134,9 @@ class Store:
                     swept = await self.endings.sweep(partition)
                     if swept:
                         log.info("store.swept", partition=partition, jobs=swept)
+            with contextlib.suppress(StoreUnavailable):
+                if removed := await self.uploads.sweep():
+                    log.info("uploads.swept", files=removed)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -61,6 +61,13 @@ def test_every_container_has_little_rights_and_limits(name: str) -> None:
     )
 
 
+def test_all_who_write_or_read_uploads_have_the_same_folder() -> None:
+    for name in ("gateway", "preprocess-worker", "inference-worker"):
+        folder = read({"MESH_UPLOAD_FOLDER": SERVICES[name]["environment"]["MESH_UPLOAD_FOLDER"]}).upload_folder
+        assert f"uploads:{folder}" in SERVICES[name]["volumes"]
+        assert f"chown 10001:10001 {folder}" in SERVICES["access"]["command"][0]
+
+
 def test_only_the_gateway_can_be_reached_from_outside() -> None:
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["gateway"]
     published, _, inside = defaults(SERVICES["gateway"]["ports"][0]).rpartition(":")

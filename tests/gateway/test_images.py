@@ -47,6 +47,20 @@ def test_it_is_drawn_in_each_format(
         drawn.load()
 
 
+def test_a_large_picture_that_is_kept_as_a_file_is_drawn(http: httpx.Client, mesh: LocalMesh) -> None:
+    large = io.BytesIO()
+    Image.open(io.BytesIO(CUP)).resize((1500, 1000)).save(large, "PNG")
+    job_id = submit(http, large.getvalue())
+    (file,) = (mesh.folder / "uploads").glob(f"*/{job_id}")
+    assert file.read_bytes() == large.getvalue()
+    with contextlib.closing(redis.Redis.from_url(mesh.redis_url)) as client:
+        assert client.strlen(f"{{mesh:0}}:upload:{job_id}") < 64, "a pointer"
+    answer = http.get(f"/v1/jobs/{job_id}/image", params={"format": "png"})
+    assert answer.status_code == 200, answer.text
+    with Image.open(io.BytesIO(answer.content)) as drawn:
+        assert drawn.size == (1280, 853)
+
+
 def test_the_frame_lies_on_the_box(http: httpx.Client, job_id: str) -> None:
     box = http.get(f"/v1/jobs/{job_id}").json()["detections"][0]["box"]
     drawn = Image.open(io.BytesIO(http.get(f"/v1/jobs/{job_id}/image", params={"format": "png"}).content)).convert("RGB")

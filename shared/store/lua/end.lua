@@ -4,7 +4,8 @@
 -- ARGV: 1 id, 2 fence ("" for cancel and expiry, which need none), 3 status, 4 result (MessagePack), 5 public payload,
 --       6 result TTL in ms, 7 group, 8 stream length, 9 keep the upload (`1`), 10 wake channel ("" for none),
 --       11 TTL in ms of a dead letter ("" if this end is none), 12 most dead letters, 13 most bytes of theirs, 14.. channels
--- Returns 1, or 0 if the job had ended or the fence is lost: the caller's result is then dropped.
+-- Returns 1, or the pointer to the upload's file if it is removed, or 0 if the job had ended or the fence is lost: the caller's
+-- result is then dropped.
 local job = redis.call('HMGET', KEYS[1], 'status', 'fence', 'entry', 'queue', 'tensor', 'idempotency',
   'batch', 'outbox', 'callback')
 if not job[1] or ENDED[job[1]] or (ARGV[2] ~= '' and job[2] ~= ARGV[2]) then
@@ -28,12 +29,12 @@ local function bury()
     redis.call('HDEL', job_prefix .. id, 'options')
   end
   local most, most_bytes = tonumber(ARGV[12]), tonumber(ARGV[13])
-  local own = redis.call('STRLEN', KEYS[2])
+  local own = upload_bytes(KEYS[2])
   local total = redis.call('INCRBY', KEYS[8], own)
   local excess = redis.call('ZCARD', KEYS[6]) - most
   if excess > 0 then
     for _, id in ipairs(redis.call('ZRANGE', KEYS[6], 0, excess - 1)) do
-      total = redis.call('DECRBY', KEYS[8], redis.call('STRLEN', upload_prefix .. id))
+      total = redis.call('DECRBY', KEYS[8], upload_bytes(upload_prefix .. id))
       forget(id)
     end
     redis.call('ZREMRANGEBYRANK', KEYS[6], 0, excess - 1)
@@ -41,7 +42,7 @@ local function bury()
   if total > most_bytes then
     local bytes, room = 0, own > most_bytes * 7 / 8 and most_bytes or most_bytes * 7 / 8
     for _, id in ipairs(redis.call('ZREVRANGE', KEYS[6], 0, -1)) do
-      local its = redis.call('STRLEN', upload_prefix .. id)
+      local its = upload_bytes(upload_prefix .. id)
       if bytes + its > room then
         forget(id)
       else
@@ -59,6 +60,7 @@ redis.call('PEXPIRE', KEYS[1], ARGV[6])
 if job[6] then
   redis.call('PEXPIRE', job[6], ARGV[6]) -- a key that outlived its job would lead nowhere
 end
+local pointer
 if ARGV[11] ~= '' then
   bury()
 elseif ARGV[9] == '1' then
@@ -66,6 +68,7 @@ elseif ARGV[9] == '1' then
   redis.call('PEXPIRE', KEYS[2], ARGV[6])
   redis.call('ZADD', KEYS[7], now_ms() + tonumber(ARGV[6]), ARGV[1])
 else
+  pointer = pointer_at(KEYS[2])
   redis.call('DEL', KEYS[2])
   redis.call('HDEL', KEYS[1], 'options')
 end
@@ -94,4 +97,4 @@ end
 for i = 14, #ARGV do
   redis.call('PUBLISH', ARGV[i], ARGV[5])
 end
-return 1
+return pointer or 1

@@ -110,6 +110,8 @@ async def readings(store: Store, models: Registry) -> list[Metric]:
     for kind in ("gateway", "preprocess", "inference"):
         workers.add_metric([kind], sum(beat.kind == kind for beat in beats))
     for name, model in models.models.items():
+        if name in models.unloaded:  # nobody is to be woken for what was asked for
+            continue
         ready.add_metric([name], sum(beat.kind == "inference" and model.served_as in beat.models for beat in beats))
     return [up, depth, age, overdue, reserved, limit, workers, ready]
 

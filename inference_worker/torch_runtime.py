@@ -84,11 +84,11 @@ class TorchRuntime:
 
     def _begin(self, model: Model) -> asyncio.Future[_Loaded]:
         version = _version(model)
-        known, load = self._loads.get(model.name, (None, None))
+        known, load = self._loads.get(model.served_as, (None, None))
         if load is None or known != version:  # a file that is replaced, or that comes late, is loaded anew
             load = asyncio.get_running_loop().run_in_executor(self._thread, _load, model, self._device)
             load.add_done_callback(lambda load: _tell(load, model))
-            self._loads[model.name] = version, load
+            self._loads[model.served_as] = version, load
         return load
 
 

@@ -60,7 +60,7 @@ def test_it_is_live_but_not_ready_without_workers_and_says_what_is_missing(lonel
     assert told.json()["optimizations"] == nothing | {"msgspec": msgspec.__version__, "middleware": True}
 
 
-def test_it_is_not_ready_without_its_model(http: httpx.Client) -> None:
+def test_it_is_not_ready_without_its_model(mesh: LocalMesh, http: httpx.Client) -> None:
     file = models.user_file()
     assert file
     try:
@@ -68,6 +68,9 @@ def test_it_is_not_ready_without_its_model(http: httpx.Client) -> None:
         ready = http.get("/readyz")
         assert (ready.status_code, ready.json()["checks"]["model"]) == (503, False)
         assert http.get("/health").json()["models"]["small"] == {"ready": False}
+        alerting = httpx.get(f"http://127.0.0.1:{mesh.metrics_ports['gateway']}/metrics").text
+        assert 'mesh_model_ready{model="small_end2end"}' in alerting
+        assert 'mesh_model_ready{model="small"}' not in alerting  # nobody is to be woken for what was asked for
     finally:
         say(file, loaded=True)
     assert http.get("/readyz").status_code == 200

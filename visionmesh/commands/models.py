@@ -52,7 +52,8 @@ def list_models(url: URL = DEFAULT_URL, as_json: AsJson = False) -> None:
     table = Table("model", "track", "in Triton", "input", "classes", "state", box=None, header_style="dim")
     for row in rows:
         size = f"{row['input_width']}x{row['input_height']}"
-        table.add_row(row["name"], row["track"], row["triton_model"], size, str(row["class_count"]), row["state"])
+        name = row["name"] if row["version"] == 1 else f"{row['name']} v{row['version']}"
+        table.add_row(name, row["track"], row["triton_model"], size, str(row["class_count"]), row["state"])
     Console().print(table)
     if not live:
         Console(stderr=True).print(f"no mesh answers at {url}, so this is the registry alone", style="dim", highlight=False)
@@ -63,7 +64,10 @@ def show(name: str, url: URL = DEFAULT_URL) -> None:
     """Print everything about one model, as JSON."""
     registry = models.load(read().models)
     model = registry.get(name)
-    row = _row(model, registry, live_models(url).get(model.name)) | msgspec.structs.asdict(model)
+    live = live_models(url).get(model.name)
+    if live and live["version"] != model.version:
+        live = None
+    row = _row(model, registry, live) | msgspec.structs.asdict(model)
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(row), indent=2).decode() + "\n")
 
 
@@ -231,6 +235,7 @@ def _row(model: Model, registry: models.Registry, live: dict[str, Any] | None) -
         )
     return {
         "name": model.name,
+        "version": model.version,
         "track": model.track,
         "triton_model": model.triton_model,
         "input_width": model.input_width,

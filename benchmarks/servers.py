@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -97,9 +97,9 @@ async def triton_of(home: Path, served: Path, names: list[str]) -> AsyncGenerato
 
 
 @asynccontextmanager
-async def valkey(home: Path) -> AsyncGenerator[Valkey]:
-    """A Valkey with the embedded default's configuration."""
-    server = Valkey(home, ports.free())
+async def valkey(home: Path, more_options: Mapping[str, str] | None = None) -> AsyncGenerator[Valkey]:
+    """A Valkey with the embedded default's configuration, but for these options."""
+    server = Valkey(home, ports.free(), more_options)
     await server.start()
     try:
         await until(server.ready, "Valkey", server)

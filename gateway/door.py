@@ -14,6 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 import msgspec
 from starlette.requests import Request
@@ -28,6 +29,9 @@ from gateway.security_headers import ALWAYS, DATA_POLICY, POLICY
 from shared import metrics
 from shared.errors import Overloaded
 from shared.store.admission import BUSY
+
+PATHS = 256
+"""For so many paths it is remembered which route, if any, takes pictures there."""
 
 _HEADERS = (
     *ALWAYS,
@@ -56,6 +60,7 @@ class DoorMiddleware:
         self.app = app
         taking = [route for route in routes if isinstance(route, Endpoint) and route.takes]
         self._paths: list[tuple[re.Pattern[str], str]] = [(route.path_regex, route.path) for route in taking]
+        self._route_of = lru_cache(PATHS)(self._find)
         self._refused = metrics.REFUSALS.labels(Overloaded.code)
         self._counts = {
             route.path: (
@@ -69,11 +74,14 @@ class DoorMiddleware:
         """Handle one request."""
         if scope["type"] == "http" and scope["method"] == "POST":
             mesh: Mesh = scope["state"]["mesh"]
-            route = next((route for path, route in self._paths if path.match(scope["path"])), None)
+            route = self._route_of(scope["path"])
             if route and (wait_s := mesh.store.admission.wait_s()):
                 await self._refuse(scope, receive, send, route, wait_s, mesh)
                 return
         await self.app(scope, receive, send)
+
+    def _find(self, path: str) -> str | None:
+        return next((route for pattern, route in self._paths if pattern.match(path)), None)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, route: str, wait_s: int, mesh: Mesh) -> None:
         started_s = time.perf_counter()

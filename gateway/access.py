@@ -29,6 +29,9 @@ ADMIN = re.compile(r"/health|/connection_pool_info")
 OWNED = re.compile(r"/v1/(?:jobs|batches)/([^/]+).*")
 """Paths that name somebody's job or batch."""
 
+DRAWING = re.compile(r"/v1/jobs/[^/]+/image")
+"""What is read here is made first, by a worker: it counts against the rate like what is sent."""
+
 READING = ("GET", "HEAD", "OPTIONS")
 
 log = structlog.get_logger()
@@ -78,7 +81,7 @@ class AccessMiddleware:
         tenant = keys.tenant(key.tenant)
         if owned := OWNED.fullmatch(request.url.path):
             mesh.store.jobs.check_owner(owned[1], tenant)
-        if request.method not in READING:
+        if request.method not in READING or DRAWING.fullmatch(request.url.path):
             await mesh.store.rates.take(tenant)
         return mesh.of(tenant)
 

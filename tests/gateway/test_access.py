@@ -24,10 +24,14 @@ KEYS = {
     ("ops", "admin"): access.new_key(),
     ("slow", "submit", "read"): access.new_key(),
     ("small", "submit", "read"): access.new_key(),
+    ("artist", "submit", "read"): access.new_key(),
 }
 ACME, BETA, OPS = KEYS["acme", "submit", "read"], KEYS["beta", "submit", "read"], KEYS["ops", "admin"]
 LIMITS = """
 [tenants.slow]
+rate_per_s = 0.5
+burst = 2
+[tenants.artist]
 rate_per_s = 0.5
 burst = 2
 [tenants.small]
@@ -173,6 +177,16 @@ def test_over_its_rate_a_tenant_is_told_when_to_come_back(url: str) -> None:
         assert 1 <= int(answers[2].headers["retry-after"]) <= 2
         assert slow.get(answers[0].headers["location"]).status_code == 200, "reading is not counted"
         assert submit(acme).status_code == 202
+
+
+def test_pictures_to_be_drawn_count_against_the_rate(url: str) -> None:
+    with client(url, KEYS["artist", "submit", "read"]) as artist:
+        location = submit(artist).headers["location"]
+        answers = [artist.get(f"{location}/image") for _ in range(2)]
+        assert [answer.json()["code"] for answer in answers] == ["no-result", "too-many-requests"]
+        assert answers[1].status_code == 429
+        assert 1 <= int(answers[1].headers["retry-after"]) <= 2
+        assert artist.get(location).status_code == 200, "reading is not counted"
 
 
 def test_over_its_byte_share_a_tenant_is_refused_alone(url: str) -> None:

@@ -17,7 +17,8 @@ RESULTS = "mesh:stream:results"
 class Books:
     """Accepted IDs against the ends that the results stream tells."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: str = "0") -> None:
+        """`after` is the entry of the results stream from which on ends are looked at."""
         self.accepted: dict[str, float] = {}
         """Job ID -> when it was accepted, by this process' monotonic clock."""
         self.ends: Counter[str] = Counter()
@@ -25,7 +26,7 @@ class Books:
         """Job ID -> when its first end was seen, by the same clock."""
         self.statuses: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
-        self._last = "0"
+        self._last = after
 
     @property
     def open(self) -> set[str]:

@@ -59,6 +59,7 @@ def show(console: Console, reports: list[Report]) -> None:
         row(f"MB of {part} before and after", lambda report, part=part: " and ".join(f"{mb:.0f}" for mb in report.rss_mb[part]))
     for part in reports[0].cpu_ms:
         row(f"ms of {part} for each offered", lambda report, part=part: f"{report.cpu_ms[part]:.2f}")
+    row("cores taken by others", lambda report: f"{report.strangers:.0%}")
     row("held", lambda report: "yes" if held(report) else "no")
     console.print(table)
 

@@ -60,7 +60,9 @@ class Report(msgspec.Struct, kw_only=True):
     keys_left: list[str]
     rss_mb: dict[str, tuple[float, float]]
     cpu_ms: dict[str, float]
-    """Processor time of each part while overloaded, by the answer: what a picture that is offered costs."""
+    """Processor time of each part while overloaded, for each picture that was offered."""
+    strangers: float
+    """The share of all cores that processes which have nothing to do with it took meanwhile: what was not to be had."""
 
     @property
     def peak_per_s(self) -> float:
@@ -106,7 +108,7 @@ async def _act(
     assert callable(tell)
     load = Load(address_of(mesh.url), books, clients)
     peak = await _peak(load, books, peak_s)
-    before, spent_before = memory_of(mesh), _spent_s(mesh)
+    before, spent_before, busy_before_s = memory_of(mesh), _spent_s(mesh), _busy_s()
     tell(f"peak: {peak:.1f} a second; now {peak * times:.0f} a second for {seconds:.0f} s")
     load.sent.clear()
     began_s = time.monotonic()
@@ -114,7 +116,7 @@ async def _act(
     await load.open(seconds, peak * times)
     ended_s = time.monotonic()
     watching.cancel()
-    spent = _spent_s(mesh)
+    spent, busy_s = _spent_s(mesh), _busy_s() - busy_before_s
     sent, load.sent = load.sent, []
     recovery_s = await _recovered(mesh.url)
     tell(f"recovered after {recovery_s:.1f} s")
@@ -130,19 +132,22 @@ async def _act(
         clients=clients,
         peaks_per_s=(peak, peak_after),
         offered_per_s=len(sent) / (ended_s - began_s),
-        goodput_per_s=_per_second(books, began_s + WARM_UP_S, ended_s),
-        accepted=_latency(by_status[True]),
-        refused=_latency(by_status[False]),
+        goodput_per_s=per_second(books, began_s + WARM_UP_S, ended_s),
+        accepted=latency(by_status[True]),
+        refused=latency(by_status[False]),
         retry_after_s=dict(sorted(Counter(one.retry_after_s for one in sent if one.status in (429, 503)).items())),
         unanswered=sum(1 for one in sent if not one.status),
         recovery_s=recovery_s,
         lost=len(books.open),
         twice=len(books.twice),
         statuses=dict(books.statuses),
-        errors=_odd(sent),
+        errors=odd(sent),
         keys_left=await keys_left_in(mesh.redis_url),
         rss_mb={part: (before[part], after[part]) for part in before if part in after},
         cpu_ms={part: round((spent[part] - spent_before[part]) / len(sent) * 1000, 2) for part in spent},
+        strangers=max(busy_s - sum(spent.values()) + sum(spent_before.values()), 0)
+        / (ended_s - began_s)
+        / (os.cpu_count() or 1),
     )
 
 
@@ -150,7 +155,7 @@ async def _peak(load: Load, books: Books, seconds: float) -> float:
     """How many pictures a second the mesh can do, once it is warm."""
     started_s = time.monotonic()
     await load.closed(WARM_UP_S + seconds, PEAK_OPEN)
-    peak = _per_second(books, started_s + WARM_UP_S, started_s + WARM_UP_S + seconds)
+    peak = per_second(books, started_s + WARM_UP_S, started_s + WARM_UP_S + seconds)
     await books.closed(60)
     return peak
 
@@ -161,21 +166,27 @@ def _spent_s(mesh: LocalMesh) -> dict[str, float]:
     return {name: _family_s(psutil.Process(pid), with_children=name != "clients") for name, pid in pids.items()}
 
 
+def _busy_s() -> float:
+    """Processor seconds that this machine has worked so far."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice  # guests are in `user` already
+
+
 def _family_s(process: psutil.Process, *, with_children: bool) -> float:
     family = [process, *(process.children(recursive=True) if with_children else ())]
     return sum(times.user + times.system for times in (member.cpu_times() for member in family))
 
 
-def _odd(sent: list[Sent]) -> dict[str, int]:
+def odd(sent: list[Sent]) -> dict[str, int]:
     """Answers that are neither an acceptance nor a refusal."""
     return dict(Counter(str(one.status) for one in sent if one.status not in (0, 202, 429, 503)))
 
 
-def _per_second(books: Books, from_s: float, to_s: float) -> float:
+def per_second(books: Books, from_s: float, to_s: float) -> float:
     return sum(1 for at_s in books.ended_at.values() if from_s <= at_s < to_s) / (to_s - from_s)
 
 
-def _latency(values: list[float]) -> Latency:
+def latency(values: list[float]) -> Latency:
     ordered = sorted(values)
 
     def at(share: float) -> float:

@@ -6,7 +6,8 @@
 
 The relay takes an entry out of the outbox only once arq has it, under a name that keeps it from having it twice; arq keeps it
 in Redis until it is delivered or given up. So nothing is lost, whichever process dies; a receiver may see a webhook twice,
-with the same `webhook-id`. arq ends with its connection to Redis and is started again here. Nothing is pickled.
+with the same `webhook-id`. arq ends with its connection to Redis and is started again here. Nothing is pickled. arq knows no
+Redis Cluster: where the mesh has one, arq's queue is in the Redis that MESH_TASKS_REDIS_URL names.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import random
 import secrets
 import socket
 import sys
+from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -31,7 +33,7 @@ from shared.errors import ExpiredJob, MeshError, StoreUnavailable
 from shared.exposition import exposed
 from shared.heartbeat import beat_forever
 from shared.messages import Delivery, job_from_msgpack, timestamp
-from shared.settings import Settings
+from shared.settings import Settings, SettingsError
 from shared.store import Store, connect
 from shared.store.connection import typed_errors
 from shared.store.webhooks import Due
@@ -138,20 +140,31 @@ class Tasks:
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
-    """Deliver until `stop` is set."""
+    """Deliver until `stop` is set.
+
+    Raises:
+        SettingsError: the mesh's Redis is a cluster, and none is named for arq.
+    """
     async with connect(settings) as store, Sender(settings) as sender:
         tasks = Tasks(settings, store, sender)
         beat = asyncio.create_task(beat_forever(store, settings.heartbeat_s, "tasks", tasks.name, tasks.status))
         try:
             async with exposed(settings, store.ready.is_set):
-                await _work_until(settings, tasks, stop)
+                await _work_until(settings, store, tasks, stop)
         finally:
             beat.cancel()
             await asyncio.gather(beat, return_exceptions=True)
 
 
-async def _work_until(settings: Settings, tasks: Tasks, stop: asyncio.Event) -> None:
-    """Start arq again whenever it ends."""
+async def _work_until(settings: Settings, store: Store, tasks: Tasks, stop: asyncio.Event) -> None:
+    """Start arq again whenever it ends, once there is something to ask where its queue may be."""
+    if not settings.tasks_redis_url:
+        await _either(store.ready.wait(), stop.wait())
+        if store.is_cluster and settings.webhook_secret:
+            raise SettingsError("MESH_REDIS_URL leads to a Redis Cluster, which arq does not know: set MESH_TASKS_REDIS_URL")
+        if store.is_cluster:  # without a secret no webhook is ever accepted
+            log.info("tasks.idle", why="there are no webhooks without MESH_WEBHOOK_SECRET")
+            await stop.wait()
     while not stop.is_set():
         try:
             with typed_errors():
@@ -199,8 +212,16 @@ async def _work(settings: Settings, tasks: Tasks, stop: asyncio.Event) -> None:
             await worker.close()
 
 
+async def _either(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of these is done."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
 def _redis(settings: Settings) -> RedisSettings:
-    found = RedisSettings.from_dsn(settings.redis_url)
+    found = RedisSettings.from_dsn(settings.tasks_redis_url or settings.redis_url)
     found.ssl_ca_certs = settings.redis_ca or None
     return found
 

@@ -40,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     api_keys: str = ""
     redis_ca: str = ""
+    tasks_redis_url: str = ""
     triton_ca: str = ""
     triton_control_key: str = ""
 
@@ -132,8 +133,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"{PREFIX}FORMATS names {', '.join(sorted(unknown))!s}; known: jpeg png webp gif tiff heif avif")
     if not all(_is_webhook_secret(secret) for secret in settings.webhook_secret.split()):
         raise SettingsError(f"{PREFIX}WEBHOOK_SECRET must be whsec_ and 24 to 64 random bytes in base64")
-    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingsError(f"{PREFIX}REDIS_URL must begin with redis://, rediss:// or unix://, not {settings.redis_url!r}")
+    for name in ("redis_url", "tasks_redis_url"):
+        url = getattr(settings, name)
+        if not url.startswith(("redis://", "rediss://", "unix://")) and (url or name == "redis_url"):
+            raise SettingsError(f"{PREFIX}{name.upper()} must begin with redis://, rediss:// or unix://, not {url!r}")
     if "://" in settings.triton_url and not settings.triton_url.startswith("grpcs://"):
         raise SettingsError(f"{PREFIX}TRITON_URL must be HOST:PORT, or grpcs://HOST:PORT for TLS, not {settings.triton_url!r}")
     for name in ("redis_ca", "triton_ca"):

@@ -1,6 +1,7 @@
 """What all tests share: a real Valkey, a real Triton, and a whole mesh, each started once and stopped at the end.
 
 redis_url   an emptied Valkey, for tests of one process against the store
+cluster     an emptied Redis Cluster of three Valkeys
 triton_url  a Triton with both graphs of the default detector
 certificates  an authority and a certificate of its for this machine
 mesh        the whole mesh as `visionmesh up` runs it, with its own Valkey and Triton
@@ -29,6 +30,7 @@ from deploy.local import ports
 from deploy.local.supervisor import LocalMesh, Options, running
 from deploy.local.triton import Triton
 from deploy.local.valkey import Valkey
+from tests.cluster import Nodes
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 # Whoever runs the tests may have models of their own, which are none of these tests' business.
@@ -126,6 +128,20 @@ def redis_url(valkey: Valkey) -> str:
     with contextlib.closing(redis.Redis.from_url(valkey.url)) as client:
         client.flushall()
     return valkey.url
+
+
+@pytest.fixture(scope="session")
+def three_nodes(background: Background, folder: Path) -> Iterator[Nodes]:
+    nodes = Nodes(folder / "cluster", background.run)
+    nodes.start()
+    yield nodes
+    nodes.stop()
+
+
+@pytest.fixture
+def cluster(three_nodes: Nodes) -> Nodes:
+    three_nodes.flush()
+    return three_nodes
 
 
 @pytest.fixture(scope="session")

@@ -154,11 +154,15 @@ class Admission:
 
     async def _count_ended(self) -> int:
         """How many jobs have ever ended."""
+        streams = {keys.results(partition, in_cluster=self._connection.is_cluster) for partition in self._partitions}
+        return sum([await self._count_told(stream) for stream in streams])
+
+    async def _count_told(self, stream: str) -> int:
         try:
-            stream = await self._connection.run_one("XINFO", "STREAM", keys.RESULTS_STREAM)
-        except ResponseError:  # none has
+            told = await self._connection.run_one("XINFO", "STREAM", stream)
+        except ResponseError:  # no job has ended
             return 0
-        return int(dict(zip(stream[::2], stream[1::2], strict=True))[b"entries-added"])
+        return int(dict(zip(told[::2], told[1::2], strict=True))[b"entries-added"])
 
     def observe(self, ended: int, open_jobs: int, now_s: float, accepted: int = 0) -> None:
         """Take a sample: jobs ended since ever, jobs open now, when that was, and jobs accepted here since the last one."""

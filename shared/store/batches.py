@@ -179,7 +179,8 @@ class Batches:
         partition = self._jobs.partition(opening.id)
         batch_key = keys.batch(partition, opening.id)
         key = keys.idempotency(partition, opening.key) if opening.key else batch_key
-        (answer,) = await self._connection.run(self._connection.call(script, [batch_key, key], *args))
+        more = keys.never(partition, in_cluster=self._connection.is_cluster)
+        (answer,) = await self._connection.run(self._connection.call(script, [batch_key, key, *more], *args))
         return answer
 
 

@@ -60,7 +60,9 @@ class Claims:
         step = _STEPS.get(stage, "inferring")
         (answer,) = await self._connection.run(
             self._connection.call(
-                "take", [keys.queue(partition, stage)], keys.GROUP, consumer, at_most, step,
+                "take",
+                [keys.queue(partition, stage), *keys.never(partition, in_cluster=self._connection.is_cluster)],
+                keys.GROUP, consumer, at_most, step,
                 keys.job(partition, ""), keys.upload(partition, "") if step == "decoding" else "", PICTURE_BYTES,
                 MESSAGE_VERSION,
             )

@@ -1,17 +1,20 @@
 """The way to Redis: its connections, the scripts, and typed errors for when it is away.
 
 `connect(settings)` gives a `Store`, the only thing the services hold. Commands run through `Connection`, which maps
-whatever Redis or the network does to `StoreUnavailable` or `Overloaded`, so that no caller needs to know redis-py.
+whatever Redis or the network does to `StoreUnavailable` or `Overloaded`, so that no caller needs to know redis-py. Whether
+the URL leads to one Redis or to a node of a Redis Cluster is found out at the start; with a cluster, `Cluster` finds the way.
 """
 
 import asyncio
+import hashlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
 from redis.exceptions import (
     BusyLoadingError,
     NoScriptError,
@@ -25,16 +28,15 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import Overloaded, StoreUnavailable
 from shared.settings import Settings
-from shared.store.lanes import Lanes
-from shared.store.link import Link
-
-POOL_CONNECTIONS = 64
-COMMAND_TIMEOUT_S = 5.0
+from shared.store.cluster import Cluster
+from shared.store.server import COMMAND_TIMEOUT_S, Server
 
 Command = tuple[Any, ...]
 """A Redis command with its arguments, or `Script` call made by `Connection.call`."""
 
 _LUA = Path(__file__).with_name("lua")
+_NOT_NOW = ("MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED", "TRYAGAIN", "MOVED", "ASK ", "NOREPLICAS", "MISCONF")
+"""What Redis says when somebody else is the one to ask, or it later: for want of a replica or of room on its disk."""
 
 
 class UnknownGroup(ResponseError):
@@ -49,7 +51,7 @@ class Script:
         self.name = name
         shared = "\n".join(path.read_text("utf-8") for path in sorted(_LUA.glob("_*.lua")))
         self.text = f"{head}\n{shared}\n{body}"
-        self.sha = ""
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def typed_errors() -> Generator[None]:
     except ResponseError as error:
         if "OOM" in str(error):
             raise Overloaded("the store has no memory left", retry_after_s=2) from None
-        if isinstance(error, BusyLoadingError | ReadOnlyError) or str(error).startswith(("MASTERDOWN", "CLUSTERDOWN")):
+        if isinstance(error, BusyLoadingError | ReadOnlyError) or str(error).startswith(_NOT_NOW):
             raise StoreUnavailable(f"the store is not ready: {error}", retry_after_s=2) from None
         if str(error).startswith("NOGROUP"):
             raise UnknownGroup(str(error)) from None
@@ -94,21 +96,16 @@ class Connection:
 
     def __init__(self, settings: Settings) -> None:
         self._url = with_authority(settings.redis_url, settings.redis_ca)
-        self._pool = BlockingConnectionPool.from_url(
-            self._url,
-            max_connections=POOL_CONNECTIONS,
-            timeout=COMMAND_TIMEOUT_S,
-            socket_timeout=COMMAND_TIMEOUT_S,
-            socket_connect_timeout=COMMAND_TIMEOUT_S,
-        )
-        self.redis: Redis = Redis(connection_pool=self._pool)
-        # Answers are taken raw: what redis-py makes of them (dicts of dicts) would be unmade again here.
-        self.redis.response_callbacks.clear()
+        self._home = Server(ConnectionPool.from_url(self._url, socket_connect_timeout=COMMAND_TIMEOUT_S))
+        self._cluster: Cluster | None = None
+        self._is_known = False
         self._scripts = {path.stem: Script(path.stem) for path in _LUA.glob("*.lua") if not path.stem.startswith("_")}
-        self._is_loaded = False
         self._loading = asyncio.Lock()
-        self._lanes = Lanes(self._pool)
-        self._readers: dict[str, Link] = {}
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether this is a Redis Cluster; known once anything was answered."""
+        return self._cluster is not None
 
     def call(self, script: str, keys: Sequence[str], *args: Any) -> Command:
         """A call of a script as a command for `run`; its SHA is filled in there."""
@@ -121,12 +118,12 @@ class Connection:
             Overloaded, StoreUnavailable: see `typed_errors`.
         """
         with typed_errors():
-            await self._load()
-            answers = await self._send(commands)
-            # Redis was restarted or its scripts flushed. Every script refuses to act twice, so all can be sent again.
-            if any(isinstance(answer, NoScriptError) for answer in answers):
-                await self._load(again=True)
-                answers = await self._send(commands)
+            if not self._is_known:
+                await self.find_out()
+            plain = [
+                ("EVALSHA", first.sha, *rest) if isinstance(first, Script) else (first, *rest) for first, *rest in commands
+            ]
+            answers = await (self._cluster.send(plain) if self._cluster else self._send(plain))
             for answer in answers:
                 if isinstance(answer, RedisError):
                     raise answer
@@ -136,57 +133,130 @@ class Connection:
         """Send one plain command."""
         return (await self.run(command))[0]
 
-    def listener(self) -> Redis:
-        """A client of its own for pub/sub, which waits for ever, so without a read timeout; the caller closes it."""
-        return Redis.from_url(self._url, socket_connect_timeout=COMMAND_TIMEOUT_S, health_check_interval=10)
+    async def find_out(self) -> None:
+        """Ask whether this is a Redis Cluster, and for its map, unless that is known.
 
-    async def make_group(self, stream: str, group: str) -> None:
-        """Create a consumer group, and its stream, unless they exist."""
+        Raises:
+            StoreUnavailable: there is no answer, or not yet.
+        """
+        if self._is_known:
+            return
         with typed_errors():
-            try:
-                await self.redis.xgroup_create(stream, group, id="0", mkstream=True)
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
+            (answer,) = await self._home.send([("CLUSTER", "SLOTS")])
+            if isinstance(answer, Exception):
+                # ERR: it is none. NOPERM: whoever may not ask is told MOVED if it is one, see `_send`.
+                if not str(answer).startswith(("ERR", "NOPERM")):
+                    raise answer
+            else:
+                self._cluster = self._cluster or Cluster(self._home, self._load)
+                self._cluster.learn(answer, self._home)
+            self._is_known = True
+
+    def listener(self, check_s: int = 10) -> Redis:
+        """A client of its own for pub/sub, which waits for ever, so without a read timeout; the caller closes it.
+
+        In a cluster any server will do: each hears what is published at any other.
+        """
+        pool = self._cluster.any_server().pool if self._cluster else self._home.pool
+        own = ConnectionPool(
+            connection_class=pool.connection_class, **(pool.connection_kwargs | {"health_check_interval": check_s})
+        )
+        return Redis.from_pool(own)
+
+    async def make_group(self, stream: str, group: str, after: str = "0") -> None:
+        """Create a consumer group, and its stream, unless they exist."""
+        try:
+            await self.alone("groups", 0.0, "XGROUP", "CREATE", stream, group, after, "MKSTREAM")
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
 
     async def read_group(self, reader: str, wait_s: float, *command: Any) -> Any:
         """A raw read of a consumer group; `[]` when nothing came, `None` when the group does not exist.
 
         `reader` names who reads: he has a connection of his own, which such a read may block for `wait_s`.
         """
+        try:
+            return await self.alone(reader, wait_s, *command) or []
+        except UnknownGroup:
+            return None
+
+    async def alone(self, reader: str, wait_s: float, *command: Any) -> Any:
+        """Send a plain command that may block for `wait_s`, on the connection of this reader.
+
+        Raises:
+            UnknownGroup, Overloaded, StoreUnavailable: see `typed_errors`.
+        """
+        await self.find_out()
         with typed_errors():
-            link = self._readers.get(reader) or self._readers.setdefault(reader, Link(self._pool))
-            (answer,) = await link.send([command], wait_s + COMMAND_TIMEOUT_S)
-            if isinstance(answer, ResponseError) and str(answer).startswith("NOGROUP"):
-                return None
+            answer = await (self._cluster or self._home).read(reader, wait_s, command)
             if isinstance(answer, RedisError):
+                self._heed(answer)
                 raise answer
-            return answer or []
+            return answer
 
-    async def info(self, section: str) -> dict[str, str]:
-        """One section of Redis' INFO."""
-        text = bytes(await self.run_one("INFO", section)).decode()
-        return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    async def info(self, section: str) -> dict[str, dict[str, str]]:
+        """One section of INFO of each primary, by its address."""
+        await self.find_out()
+        with typed_errors():
+            found: dict[str, dict[str, str]] = {}
+            for server in self._cluster.primaries if self._cluster else [self._home]:
+                (answer,) = await server.send([("INFO", section)])
+                if isinstance(answer, RedisError):
+                    raise answer
+                found[server.address] = dict(line.split(":", 1) for line in bytes(answer).decode().splitlines() if ":" in line)
+            return found
 
-    async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        plain = [("EVALSHA", first.sha, *rest) if isinstance(first, Script) else (first, *rest) for first, *rest in commands]
-        return await self._lanes.send(plain, COMMAND_TIMEOUT_S)
+    def address_of(self, key: str) -> str:
+        """The address of the Redis that holds a key.
 
-    async def _load(self, *, again: bool = False) -> None:
-        if self._is_loaded and not again:
-            return
-        scripts = self._scripts.values()
+        Raises:
+            StoreUnavailable: none does at present.
+        """
+        with typed_errors():
+            return (self._cluster.server_of(key) if self._cluster else self._home).address
+
+    def is_away(self, key: str) -> bool:
+        """Whether the primary that holds a key did not answer a moment ago, while others may. Never, with one Redis."""
+        return self._cluster is not None and self._cluster.is_away(key)
+
+    async def _send(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """What there is to one Redis."""
+        if not self._home.has_scripts:
+            await self._load(self._home)
+        answers = await self._home.send(commands)
+        for answer in answers:
+            if isinstance(answer, NoScriptError):
+                # Redis was restarted or its scripts flushed. Every script refuses to act twice, so all can be sent again.
+                self._home.has_scripts = False
+                await self._load(self._home)
+                return await self._home.send(commands)
+            if isinstance(answer, ResponseError):
+                self._heed(answer)
+        return answers
+
+    def _heed(self, error: RedisError) -> None:
+        """Look again who is there, if this is no longer the Redis to ask: one that was made a replica keeps its connections."""
+        if self._cluster is None and str(error).startswith(("MOVED", "READONLY", "UNBLOCKED")):
+            self._is_known = False
+            self._home.close()
+
+    async def _load(self, server: Server) -> None:
+        """Load the scripts into a server.
+
+        Raises:
+            redis.exceptions.RedisError: it has none of them now.
+        """
         async with self._loading:
-            pipeline = self.redis.pipeline(transaction=False)
-            for script in scripts:
-                pipeline.execute_command("SCRIPT", "LOAD", script.text)
-            for script, sha in zip(scripts, await pipeline.execute(), strict=True):
-                script.sha = sha.decode() if isinstance(sha, bytes) else str(sha)
-            self._is_loaded = True
+            if server.has_scripts:
+                return
+            for answer in await server.send([("SCRIPT", "LOAD", script.text) for script in self._scripts.values()]):
+                if isinstance(answer, RedisError):
+                    raise answer
+            server.has_scripts = True
 
     async def close(self) -> None:
         """Close all connections."""
-        for link in (self._lanes, *self._readers.values()):
-            link.close()
-        await self.redis.aclose()
-        await self._pool.disconnect()
+        if self._cluster:
+            self._cluster.close()
+        self._home.close()

@@ -138,8 +138,9 @@ class Endings:
             "end",
             [
                 keys.job(partition, job.id), keys.upload(partition, job.id), keys.live(partition),
-                keys.reserved(partition), keys.RESULTS_STREAM, keys.dead(partition), keys.kept(partition),
-                keys.dead_bytes(partition),
+                keys.reserved(partition), keys.results(partition, in_cluster=self._connection.is_cluster),
+                keys.dead(partition), keys.kept(partition), keys.dead_bytes(partition),
+                *keys.never(partition, in_cluster=self._connection.is_cluster),
             ],
             job.id, fence, status, job_to_msgpack(job), self._public(job), self._result_ttl_ms, keys.GROUP,
             self._settings.results_stream_length, "1" if keeps else "0", told.reply_to,

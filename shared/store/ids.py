@@ -10,7 +10,7 @@ tenant's name and the random bytes: it says nothing to people, and shows without
 import base64
 import hashlib
 import secrets
-import zlib
+from collections.abc import Callable
 
 from shared.errors import StoreUnavailable, UnknownJob
 from shared.store import keys
@@ -28,8 +28,10 @@ _DIGITS = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 class Ids:
     """Makes and checks job IDs."""
 
-    def __init__(self, partitions: int) -> None:
+    def __init__(self, partitions: int, is_away: Callable[[int], bool] = lambda _partition: False) -> None:
+        """`is_away` tells whether a partition's Redis did not answer a moment ago: others get the new jobs then."""
         self._partitions = partitions
+        self._is_away = is_away
         self._secret = b""
 
     async def load(self, connection: Connection) -> None:
@@ -53,9 +55,9 @@ class Ids:
         if beside:
             partition = self.partition(beside)
         elif idempotency_key is None:
-            partition = secrets.randbelow(self._partitions) if self._partitions > 1 else 0
+            partition = self._any_partition()
         else:
-            partition = zlib.crc32(idempotency_key.encode()) % self._partitions
+            partition = _steady(idempotency_key, self._partitions)
         body = partition.to_bytes(2, "big") + secrets.token_bytes(16)
         if tenant:
             body += self._owner(body, tenant)
@@ -80,6 +82,12 @@ class Ids:
         """
         return int.from_bytes(self._body(job_id)[:2], "big")
 
+    def _any_partition(self) -> int:
+        if self._partitions == 1:
+            return 0
+        there = [partition for partition in range(self._partitions) if not self._is_away(partition)]
+        return secrets.choice(there) if there else secrets.randbelow(self._partitions)
+
     def _body(self, job_id: str) -> bytes:
         raw = _raw(job_id)
         body, tag = raw[:-_TAG_BYTES], raw[-_TAG_BYTES:]
@@ -92,6 +100,20 @@ class Ids:
 
     def _tag(self, body: bytes) -> bytes:
         return hashlib.blake2b(body, digest_size=_TAG_BYTES, key=self._secret).digest()
+
+
+def _steady(text: str, partitions: int) -> int:
+    """One of the partitions by a text; with one partition more, only that one's share of the texts leads elsewhere.
+
+    Jump consistent hash (Lamping and Veach, 2014, arXiv:1406.2294).
+    """
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    found, following = 0, 0
+    while following < partitions:
+        found = following
+        number = (number * 2862933555777941757 + 1) % (1 << 64)
+        following = int((found + 1) * ((1 << 31) / ((number >> 33) + 1)))
+    return found
 
 
 def _text(raw: bytes) -> str:

@@ -19,6 +19,9 @@
     {mesh:P}:queue:preprocess       stream  accept, release       entries carry only `id`; acked and deleted when done
     {mesh:P}:queue:inference:MODEL  stream  decoded, release      the same; of a later version of the model MODEL@VERSION
     mesh:stream:results             stream  end                   every finished job, capped (MESH_RESULTS_STREAM_LENGTH)
+    {mesh:P}:stream:results         stream  end                   the same of one partition, in a Redis Cluster instead of it
+    {mesh:P}:never                  none    nobody                named by scripts that touch more keys than they declare
+    mesh:partitions                 zset    every process         "count" -> the most there have been, in a cluster; for ever
     mesh:rate:TENANT                hash    take_token            a tenant's bucket of requests; until it is full again
     mesh:workers                    hash    heartbeats            a minute from the last beat
     mesh:id-secret                  string  first process         for ever: tells an expired ID from one never given
@@ -32,7 +35,8 @@
     mesh:tenant:T:…    the same three again, for the jobs of tenant T: `results`, `results:M`, `jobs:ID`
     mesh:wake:NAME     jobs whose end one gateway process waits for; internal, always MessagePack
 
-P is the partition, a hash tag: all keys of a job lie in one slot of a Redis Cluster.
+P is the partition, a hash tag: all keys of a job lie in one slot of a Redis Cluster. A script keeps to the keys of one
+partition, so a cluster has a stream of results for each (docs/decisions/0004-cluster.md).
 """
 
 GROUP = "workers"
@@ -41,6 +45,7 @@ GROUP = "workers"
 RESULTS_CHANNEL = "mesh:results"
 RESULTS_STREAM = "mesh:stream:results"
 WORKERS = "mesh:workers"
+PARTITIONS = "mesh:partitions"
 ID_SECRET = "mesh:id-secret"  # noqa: S105 - a key's name, not a secret
 
 
@@ -81,6 +86,20 @@ def dead(partition: int) -> str:
 def dead_bytes(partition: int) -> str:
     """What the pictures of the dead letters take, at most."""
     return f"{_tag(partition)}:dead:bytes"
+
+
+def results(partition: int, *, in_cluster: bool) -> str:
+    """The stream of results that the end of a job of this partition is told in."""
+    return f"{_tag(partition)}:stream:results" if in_cluster else RESULTS_STREAM
+
+
+def never(partition: int, *, in_cluster: bool) -> list[str]:
+    """In a cluster, a key that there never is, for scripts that touch more keys than they can declare.
+
+    A script that declares it is not run in a slot that is being moved, where those keys may lie on the other side: Redis says
+    TRYAGAIN of several keys that are not all there.
+    """
+    return [f"{_tag(partition)}:never"] if in_cluster else []
 
 
 def rate(tenant: str) -> str:

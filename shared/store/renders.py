@@ -9,7 +9,16 @@ import asyncio
 
 import msgspec
 
-from shared.errors import BY_CODE, ExpiredJob, Internal, MeshError, NoResult, PictureNotKept, UploadLost
+from shared.errors import (
+    BY_CODE,
+    ExpiredJob,
+    Internal,
+    MeshError,
+    NoResult,
+    PictureNotKept,
+    StoreUnavailable,
+    UploadLost,
+)
 from shared.messages import Drawing, Job
 from shared.store import keys
 from shared.store.connection import Connection
@@ -94,13 +103,24 @@ class Renders:
     # --- the worker's side ----------------------------------------------------------------------------------------
 
     async def take(self, block_s: float) -> Request | None:
-        """The next request, waiting up to `block_s` for it."""
+        """The next request, waiting up to `block_s` for it.
+
+        Raises:
+            StoreUnavailable: a partition's Redis does not answer, and the others have none.
+        """
+        failure: StoreUnavailable | None = None
         for _ in range(self._partitions):
             self._turn = (self._turn + 1) % self._partitions
             wait_s = block_s / self._partitions
-            answer = await self._connection.read_group("renders", wait_s, "BLPOP", keys.renders(self._turn), wait_s)
+            try:
+                answer = await self._connection.read_group("renders", wait_s, "BLPOP", keys.renders(self._turn), wait_s)
+            except StoreUnavailable as error:  # one of several may be away
+                failure = error
+                continue
             if answer:
                 return _request(answer[1])
+        if failure:
+            raise failure
         return None
 
     async def subject(self, request: Request) -> tuple[Job, bytes]:

@@ -10,7 +10,7 @@ import structlog
 
 from shared.errors import StoreUnavailable
 from shared.settings import Settings
-from shared.store import keys
+from shared.store import keys, result_streams
 from shared.store.admission import Admission
 from shared.store.batches import Batches
 from shared.store.budget import Budget, ByteBudget
@@ -45,7 +45,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connection = Connection(settings)
-        self._ids = Ids(settings.partitions)
+        self._ids = Ids(settings.partitions, lambda partition: self._connection.is_away(keys.live(partition)))
         self._budget = ByteBudget(self._connection, settings.byte_budget, settings.partitions)
         self.clock = Clock()
         self.ready = asyncio.Event()
@@ -66,6 +66,11 @@ class Store:
         self.renders = Renders(self._connection, settings.partitions, self.jobs, self.uploads)
         self.dead_letters = DeadLetters(self._connection, settings.partitions, self.jobs)
         self.events = Events(self._connection, self.jobs.read)
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether this is a Redis Cluster; known once `ready` is set."""
+        return self._connection.is_cluster
 
     async def ping(self) -> None:
         """Check that Redis answers.
@@ -93,9 +98,10 @@ class Store:
 
     async def waiting_tensors(self, models: Iterable[str]) -> int:
         """How many decoded pictures of these models no inference worker has ended yet."""
-        queues = [
-            keys.queue(partition, f"inference:{model}") for partition in range(self._settings.partitions) for model in models
+        there = [
+            partition for partition in range(self._settings.partitions) if not self._connection.is_away(keys.live(partition))
         ]
+        queues = [keys.queue(partition, f"inference:{model}") for partition in there for model in models]
         return sum(await self._connection.run(*(("XLEN", queue) for queue in queues))) if queues else 0
 
     async def has_left(self, model: str, for_s: float) -> bool:
@@ -118,6 +124,7 @@ class Store:
             try:
                 await self._ids.load(self._connection)
                 self.upload_files.open(self._ids.mesh)
+                await result_streams.tell(self._connection, self._settings.partitions)
                 await self.clock.refresh(self._connection)
                 self.ready.set()
                 await asyncio.sleep(CLOCK_REFRESH_S)

@@ -22,8 +22,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from shared.errors import InvalidParameter, StoreUnavailable
 from shared.messages import Job, job_from_json, job_from_msgpack
-from shared.store import keys
-from shared.store.connection import COMMAND_TIMEOUT_S, typed_errors
+from shared.settings import Settings
+from shared.store import keys, result_streams
+from shared.store.connection import Connection, UnknownGroup, typed_errors
+from shared.store.result_streams import ResultStream
+from shared.store.server import COMMAND_TIMEOUT_S
 
 IDLE_S = 10.0
 """A connection that has been quiet this long is asked whether it is still there."""
@@ -37,6 +40,11 @@ AT_ONCE_SHARED = 10
 
 CLAIM_AFTER_S = 60.0
 """What another consumer of the group has held this long without coming back is taken over."""
+
+GROWTH_S = 5.0
+"""How often a subscriber of a cluster looks whether partitions were added."""
+
+_NO_POSITION = "{!r} is no entry of the stream; take its ID, `0` or `$`"
 
 PATIENCE_S = 30.0
 RETRY_MOST_S = 2.0
@@ -59,18 +67,19 @@ async def live(redis_url: str, model: str = "") -> AsyncGenerator[AsyncIterator[
         StoreUnavailable: Redis does not answer, or is away for longer than `PATIENCE_S`.
         InvalidParameter: the URL is none of Redis.
     """
-    redis = _client(redis_url)
+    connection = _connection(redis_url)
     channel = keys.results_of(model) if model else keys.RESULTS_CHANNEL
-    pubsub = redis.pubsub()
+    ear = _Ear(connection, channel)
     try:
+        await connection.find_out()
         with typed_errors():
-            await _subscribe(pubsub, channel)
-        heard = _heard(redis, pubsub, channel)
+            await ear.subscribe()
+        heard = _heard(ear)
         async with contextlib.aclosing(heard):
             yield heard
     finally:
-        with contextlib.suppress(RedisError, OSError):
-            await redis.aclose()
+        await ear.close()
+        await connection.close()
 
 
 @asynccontextmanager
@@ -83,23 +92,29 @@ async def durable(
     acknowledged when its consumer asks for the next one; until then it would be given again, to the consumer of the same
     name or, after `CLAIM_AFTER_S`, to any other.
 
+    In a cluster each partition has a stream of its own: all are read, their jobs in no order between partitions, and without
+    a group an `entry_id` is the last entries of all streams, joined by commas; so is `after`. Partitions that are added
+    meanwhile are read from their beginning.
+
     Raises:
         StoreUnavailable: Redis does not answer, or is away for longer than `PATIENCE_S`.
         InvalidParameter: the URL is none of Redis, or `after` is no entry's ID.
     """
-    redis = _client(redis_url)
+    connection = _connection(redis_url)
+    together = _Group(group, consumer or f"consumer-{secrets.token_hex(4)}") if group else None
     try:
-        with typed_errors(), _readable_position(after):
-            if group:
-                await _make_group(redis, group, after)
-                entries = _shared(redis, group, consumer or f"consumer-{secrets.token_hex(4)}", after)
-            else:
-                entries = _alone(redis, await _last_id(redis) if after == "$" else after)
-        async with contextlib.aclosing(entries):
-            yield entries
+        names = await result_streams.names(connection)
+        places = after.split(",")
+        if len(places) > len(names):
+            raise InvalidParameter(_NO_POSITION.format(after))
+        # Partitions that are new since have nothing yet that was seen; but `0` and `$` are said of all.
+        places += [after if after in ("0", "$") else "0"] * (len(names) - len(places))
+        sources = [await _open(connection, name, together, place) for name, place in zip(names, places, strict=True)]
+        found = _of_all(connection, sources, together) if connection.is_cluster else sources[0].deliveries
+        async with contextlib.aclosing(found):
+            yield found
     finally:
-        with contextlib.suppress(RedisError, OSError):
-            await redis.aclose()
+        await connection.close()
 
 
 class _Patience:
@@ -124,43 +139,62 @@ class _Patience:
         self._bound_s = min(self._bound_s * 2, RETRY_MOST_S)
 
 
-def _client(redis_url: str) -> Redis:
+def _connection(redis_url: str) -> Connection:
     try:
-        redis = Redis.from_url(redis_url, socket_timeout=COMMAND_TIMEOUT_S, socket_connect_timeout=COMMAND_TIMEOUT_S)
+        return Connection(Settings(redis_url=redis_url))
     except ValueError as error:
         raise InvalidParameter(f"{redis_url!r} is not the URL of a Redis: {error}") from None
-    redis.response_callbacks.clear()  # answers are read as Redis sends them
-    return redis
 
 
 # --- live -----------------------------------------------------------------------------------------------------------
 
 
-async def _subscribe(pubsub: PubSub, channel: str) -> None:
-    await pubsub.subscribe(channel)
-    if await pubsub.get_message(timeout=COMMAND_TIMEOUT_S) is None:
-        raise RedisConnectionError("the subscription was not confirmed")
+class _Ear:
+    """A subscription to one channel, at whichever server of the mesh answers."""
+
+    def __init__(self, connection: Connection, channel: str) -> None:
+        self._connection = connection
+        self._channel = channel
+        self._client: Redis | None = None
+        self.pubsub: PubSub | None = None
+
+    async def subscribe(self) -> None:
+        """Subscribe, anew if it was before, and wait for the confirmation.
+
+        Raises:
+            redis.exceptions.RedisError: there is none.
+        """
+        await self.close()
+        self._client = self._connection.listener(check_s=0)
+        self.pubsub = self._client.pubsub()
+        await self.pubsub.subscribe(self._channel)
+        if await self.pubsub.get_message(timeout=COMMAND_TIMEOUT_S) is None:
+            raise RedisConnectionError("the subscription was not confirmed")
+
+    async def close(self) -> None:
+        """Close the connection, if there is one."""
+        with contextlib.suppress(RedisError, OSError, RuntimeError):
+            if self.pubsub:
+                await self.pubsub.aclose()
+            if self._client:
+                await self._client.aclose()
+        self.pubsub = self._client = None
 
 
-async def _heard(redis: Redis, pubsub: PubSub, channel: str) -> AsyncGenerator[Delivery]:
+async def _heard(ear: _Ear) -> AsyncGenerator[Delivery]:
     patience = _Patience()
-    try:
-        while True:
-            try:
-                with typed_errors():
-                    async for payload in _payloads(pubsub):
-                        patience.over()
-                        if job := _decode(payload):
-                            yield Delivery(job)
-            except StoreUnavailable as error:
-                await patience.bear(error)
-                with contextlib.suppress(StoreUnavailable), typed_errors():
-                    await pubsub.aclose()
-                    pubsub = redis.pubsub()
-                    await _subscribe(pubsub, channel)
-    finally:
-        with contextlib.suppress(RedisError, OSError):
-            await pubsub.aclose()
+    while True:
+        try:
+            with typed_errors():
+                if ear.pubsub is None:
+                    await ear.subscribe()
+                async for payload in _payloads(cast("PubSub", ear.pubsub)):
+                    patience.over()
+                    if job := _decode(payload):
+                        yield Delivery(job)
+        except StoreUnavailable as error:
+            await ear.close()
+            await patience.bear(error)
 
 
 async def _payloads(pubsub: PubSub) -> AsyncGenerator[bytes]:
@@ -181,38 +215,102 @@ async def _payloads(pubsub: PubSub) -> AsyncGenerator[bytes]:
 # --- durable --------------------------------------------------------------------------------------------------------
 
 
-async def _shared(redis: Redis, group: str, consumer: str, after: str) -> AsyncGenerator[Delivery]:
-    async for entry_id, payload in _given(redis, group, consumer, after):
+class _Group(NamedTuple):
+    """Who shares the stream with others."""
+
+    name: str
+    consumer: str
+
+
+class _Source:
+    """What one stream gives, and the last entry that it gave or was to begin behind."""
+
+    def __init__(self, deliveries: AsyncGenerator[Delivery], position: str) -> None:
+        self.deliveries = deliveries
+        self.position = position
+
+    async def next(self) -> Delivery:
+        """The next one; the stream never ends."""
+        return await anext(self.deliveries)
+
+
+async def _open(connection: Connection, name: str, group: _Group | None, after: str) -> _Source:
+    """Begin with one stream behind an entry."""
+    with _readable_position(after):
+        if group:
+            stream = ResultStream(connection, name, *group)
+            await stream.make_group(after)
+            return _Source(_shared(stream, after), after)
+        stream = ResultStream(connection, name)
+        position = await stream.last_id() if after == "$" else after
+        return _Source(_alone(stream, position), position)
+
+
+async def _of_all(connection: Connection, sources: list[_Source], group: _Group | None) -> AsyncGenerator[Delivery]:
+    """What all streams of a cluster give, as it comes. A stream is asked for more when its last one was dealt with."""
+    waiting = {asyncio.create_task(source.next()): source for source in sources}
+    growth = asyncio.create_task(_more_than(connection, len(sources)))
+    try:
+        while True:
+            await asyncio.wait({*waiting, growth}, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in waiting if task.done()]:
+                source = waiting.pop(task)
+                delivery = task.result()
+                source.position = delivery.entry_id
+                yield Delivery(delivery.job, source.position if group else ",".join(each.position for each in sources))
+                waiting[asyncio.create_task(source.next())] = source
+            if growth.done():
+                for name in growth.result():
+                    sources.append(await _open(connection, name, group, "0"))
+                    waiting[asyncio.create_task(sources[-1].next())] = sources[-1]
+                growth = asyncio.create_task(_more_than(connection, len(sources)))
+    finally:
+        tasks: list[asyncio.Task[Any]] = [*waiting, growth]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for source in sources:
+            await source.deliveries.aclose()
+
+
+async def _more_than(connection: Connection, count: int) -> list[str]:
+    """The streams of partitions that were added, once there are any."""
+    while True:
+        await asyncio.sleep(GROWTH_S)
+        with contextlib.suppress(StoreUnavailable):
+            if more := (await result_streams.names(connection))[count:]:
+                return more
+
+
+async def _shared(stream: ResultStream, after: str) -> AsyncGenerator[Delivery]:
+    async for entry_id, payload in _given(stream, after):
         if payload and (job := _decode(payload)):
             yield Delivery(job, entry_id)
         # Only now: a consumer that does not come back for more has perhaps not dealt with this one.
-        with contextlib.suppress(StoreUnavailable), typed_errors():
-            await redis.execute_command("XACK", keys.RESULTS_STREAM, group, entry_id)
+        with contextlib.suppress(StoreUnavailable):
+            await stream.acknowledge(entry_id)
 
 
-async def _given(redis: Redis, group: str, consumer: str, after: str) -> AsyncGenerator[tuple[str, bytes]]:
+async def _given(stream: ResultStream, after: str) -> AsyncGenerator[tuple[str, bytes]]:
     """What is this consumer's from before, then by turns what others left lying and what is new."""
     patience = _Patience()
     position, claim_at_s, group_is_gone = "0", 0.0, False
     while True:
         try:
-            with typed_errors():
-                if group_is_gone:  # Redis was emptied, so whatever is there by now is new
-                    await _make_group(redis, group, "0" if after == "$" else after)
-                    group_is_gone = False
-                if position == ">" and time.monotonic() >= claim_at_s:
-                    entries = await _claim(redis, group, consumer)
-                    claim_at_s = 0.0 if entries else time.monotonic() + CLAIM_AFTER_S / 4
-                    for entry in entries:
-                        yield entry
-                entries = await _read(redis, ["XREADGROUP", "GROUP", group, consumer], position, AT_ONCE_SHARED)
+            if group_is_gone:  # Redis was emptied, so whatever is there by now is new
+                await stream.make_group("0" if after == "$" else after)
+                group_is_gone = False
+            if position == ">" and time.monotonic() >= claim_at_s:
+                entries = await stream.claim(CLAIM_AFTER_S, AT_ONCE_SHARED)
+                claim_at_s = 0.0 if entries else time.monotonic() + CLAIM_AFTER_S / 4
+                for entry in entries:
+                    yield entry
+            entries = await stream.read(position, AT_ONCE_SHARED, BLOCK_S)
         except StoreUnavailable as error:
             await patience.bear(error)
             position = "0"
             continue
-        except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise
+        except UnknownGroup:
             group_is_gone = True
             continue
         patience.over()
@@ -222,20 +320,12 @@ async def _given(redis: Redis, group: str, consumer: str, after: str) -> AsyncGe
             position = entries[-1][0] if entries else ">"
 
 
-async def _claim(redis: Redis, group: str, consumer: str) -> list[tuple[str, bytes]]:
-    idle_ms = int(CLAIM_AFTER_S * 1000)
-    answer: Any = await redis.execute_command(
-        "XAUTOCLAIM", keys.RESULTS_STREAM, group, consumer, idle_ms, "0-0", "COUNT", AT_ONCE_SHARED
-    )
-    return _entries(answer[1])
-
-
-async def _alone(redis: Redis, after: str) -> AsyncGenerator[Delivery]:
+async def _alone(stream: ResultStream, after: str) -> AsyncGenerator[Delivery]:
     patience = _Patience()
     while True:
         try:
-            with typed_errors(), _readable_position(after):
-                entries = await _read(redis, ["XREAD"], after, AT_ONCE)
+            with _readable_position(after):
+                entries = await stream.read(after, AT_ONCE, BLOCK_S)
         except StoreUnavailable as error:
             await patience.bear(error)
             continue
@@ -246,44 +336,13 @@ async def _alone(redis: Redis, after: str) -> AsyncGenerator[Delivery]:
                 yield Delivery(job, entry_id)
 
 
-async def _read(redis: Redis, command: list[str], position: str, at_once: int) -> list[tuple[str, bytes]]:
-    block_ms = int(BLOCK_S * 1000)
-    answer: Any = await redis.execute_command(
-        *command, "COUNT", at_once, "BLOCK", block_ms, "STREAMS", keys.RESULTS_STREAM, position
-    )
-    return _entries(answer[0][1]) if answer else []
-
-
-def _entries(raw: list[Any]) -> list[tuple[str, bytes]]:
-    """Entry IDs and payloads; empty for an entry that the stream's cap has dropped since it was given."""
-    found: list[tuple[str, bytes]] = []
-    for entry in raw:
-        fields: list[Any] = entry[1] or []
-        pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-        found.append((bytes(entry[0]).decode(), pairs.get(b"job", b"")))
-    return found
-
-
-async def _make_group(redis: Redis, group: str, after: str) -> None:
-    try:
-        await redis.execute_command("XGROUP", "CREATE", keys.RESULTS_STREAM, group, after, "MKSTREAM")
-    except ResponseError as error:
-        if "BUSYGROUP" not in str(error):
-            raise
-
-
-async def _last_id(redis: Redis) -> str:
-    newest: Any = await redis.execute_command("XREVRANGE", keys.RESULTS_STREAM, "+", "-", "COUNT", 1)
-    return bytes(newest[0][0]).decode() if newest else "0"
-
-
 @contextlib.contextmanager
 def _readable_position(after: str) -> Generator[None]:
     try:
         yield
     except ResponseError as error:
-        if "Invalid stream ID" in str(error):
-            raise InvalidParameter(f"{after!r} is no entry of the stream; take its ID, `0` or `$`") from None
+        if result_streams.is_no_position(error):
+            raise InvalidParameter(_NO_POSITION.format(after)) from None
         raise
 
 

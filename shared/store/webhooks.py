@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from shared.errors import StoreUnavailable
 from shared.messages import Delivery
 from shared.settings import Settings
 from shared.store import keys
@@ -50,6 +51,7 @@ class Webhooks:
         self._partitions = settings.partitions
         self._log_ttl_ms = int(max(settings.result_ttl_s, LOG_TTL_S) * 1000)
         self._claim_at_s = 0.0
+        self._turn = 0
 
     async def take(self, consumer: str, at_most: int, block_s: float) -> list[Due]:
         """What is to be told next, waiting up to `block_s` for it; first what another taker has not been done with.
@@ -58,24 +60,37 @@ class Webhooks:
             StoreUnavailable: Redis does not answer.
         """
         due: list[Due] = []
+        failure: StoreUnavailable | None = None
         if time.monotonic() >= self._claim_at_s:
             for partition in range(self._partitions):
-                answer = await self._read(
-                    partition, "XAUTOCLAIM", keys.outbox(partition), keys.GROUP, consumer, int(CLAIM_AFTER_S * 1000), "0-0",
-                    "COUNT", at_most,
-                )  # fmt: skip
-                due += _entries(partition, answer[1] if answer else [])
+                try:
+                    answer = await self._read(
+                        partition, "XAUTOCLAIM", keys.outbox(partition), keys.GROUP, consumer, int(CLAIM_AFTER_S * 1000), "0-0",
+                        "COUNT", at_most,
+                    )  # fmt: skip
+                except StoreUnavailable as error:  # one of several may be away; the others' callbacks are told
+                    failure = error
+                else:
+                    due += _entries(partition, answer[1] if answer else [])
             if not due:
                 self._claim_at_s = time.monotonic() + CLAIM_AFTER_S
-        for partition in range(self._partitions):
+        for step in range(self._partitions):
             if due:
                 break
+            partition = (self._turn + step) % self._partitions
             block_ms = max(int(block_s * 1000 / self._partitions), 1)
-            answer = await self._read(
-                partition, "XREADGROUP", "GROUP", keys.GROUP, consumer, "COUNT", at_most, "BLOCK", block_ms,
-                "STREAMS", keys.outbox(partition), ">",
-            )  # fmt: skip
-            due += _entries(partition, answer[0][1] if answer else [])
+            try:
+                answer = await self._read(
+                    partition, "XREADGROUP", "GROUP", keys.GROUP, consumer, "COUNT", at_most, "BLOCK", block_ms,
+                    "STREAMS", keys.outbox(partition), ">",
+                )  # fmt: skip
+            except StoreUnavailable as error:
+                failure = error
+            else:
+                due += _entries(partition, answer[0][1] if answer else [])
+        self._turn += 1  # each is the first in its turn, or one that is busy would keep the others waiting
+        if failure and not due:
+            raise failure
         return due
 
     async def done(self, due: Due) -> None:

@@ -41,6 +41,10 @@ class Proxy:
         assert self._server
         return self._server.sockets[0].getsockname()[1]
 
+    def leads_to(self, port: int) -> None:
+        """Pass new connections on to another port; those there are stay where they are."""
+        self._to_port = port
+
     def cut(self) -> None:
         """Reset every connection, with whatever is on its way."""
         for writer in list(self._writers):

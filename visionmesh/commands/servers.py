@@ -35,22 +35,49 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     except StoreUnavailable as error:
         yield Finding(f"Redis at {place} does not answer: {error}", "check MESH_REDIS_URL, and that the server runs")
         return
-    yield Finding(f"Redis at {place} answers")
+    if not seen.is_cluster:
+        yield Finding(f"Redis at {place} answers")
+        yield from _configured("Redis", seen.each[0])
+        return
+    yield Finding(f"Redis at {place} answers, a cluster of {len(seen.each)} primaries")
+    yield from _spread(seen, settings)
+    for primary in seen.each:
+        yield from _configured(f"Redis at {primary.address}", primary)
+
+
+def _configured(name: str, seen: checkup.Checkup) -> Iterator[Finding]:
     yield Finding(
-        f"Redis evicts by {seen.eviction}",
+        f"{name} evicts by {seen.eviction}",
         ""
         if seen.eviction == "noeviction"
         else "it would throw jobs away when full; in redis.conf: maxmemory-policy noeviction",
     )
     yield Finding(
-        f"Redis {'has an' if seen.has_append_only_file else 'has no'} append-only file",
+        f"{name} {'has an' if seen.has_append_only_file else 'has no'} append-only file",
         "" if seen.has_append_only_file else "its restart would lose jobs; in redis.conf: appendonly yes, appendfsync always",
     )
     yield Finding(
-        f"Redis may take {seen.maxmemory_bytes / 1024**2:.0f} MiB" if seen.maxmemory_bytes else "Redis has no memory limit",
+        f"{name} may take {seen.maxmemory_bytes / 1024**2:.0f} MiB" if seen.maxmemory_bytes else f"{name} has no memory limit",
         "" if seen.maxmemory_bytes else "it would take the whole machine; in redis.conf, for example: maxmemory 2gb",
     )
-    yield _clock("Redis", seen.skew_s)
+    yield _clock(name, seen.skew_s)
+
+
+def _spread(seen: checkup.Look, settings: Settings) -> Iterator[Finding]:
+    """How the partitions lie on a cluster's primaries, and whether webhooks have a Redis that is none."""
+    for primary in seen.each:
+        held = ", ".join(str(partition) for partition in primary.partitions)
+        if held:
+            yield Finding(f"Redis at {primary.address} holds {'partitions' if ',' in held else 'partition'} {held}")
+        else:
+            mend = "it does nothing for the mesh; raise MESH_PARTITIONS, or move the slot of a partition there"
+            yield Finding(f"Redis at {primary.address} holds no partition", mend, is_note=True)
+    if seen.homeless:
+        which = ", ".join(str(partition) for partition in seen.homeless)
+        yield Finding(f"no primary holds partition {which}", "give the missing slots to a primary: `--cluster fix`")
+    if settings.webhook_secret and not settings.tasks_redis_url:
+        mend = "set MESH_TASKS_REDIS_URL to a Redis that is no cluster: arq, which delivers webhooks, knows none"
+        yield Finding("webhooks have no Redis for their queue", mend)
 
 
 def _triton(settings: Settings, registry: Registry) -> Iterator[Finding]:

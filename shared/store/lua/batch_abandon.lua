@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Forget a batch that was not received as a whole; its members are canceled by the caller.
--- KEYS: 1 batch, 2 idempotency ("" key of the batch itself when there is none)
+-- KEYS: 1 batch, 2 idempotency ("" key of the batch itself when there is none), 3 never (in a cluster)
 -- ARGV: 1 id
 -- Returns 1, or 0 if the batch is sealed (left alone).
 if redis.call('HEXISTS', KEYS[1], 'total') == 1 then

@@ -1,6 +1,6 @@
 #!lua
 -- Name the next member of a batch that is being received, or say why there is none.
--- KEYS: 1 batch, 2 idempotency ("" key of the batch itself when there is none)
+-- KEYS: 1 batch, 2 idempotency ("" key of the batch itself when there is none), 3 never (in a cluster)
 -- ARGV: 1 index, 2 member (job ID, or `!` and a problem in MessagePack), 3 TTL while pictures come in ms
 -- Returns 1, or 0 if the batch is gone.
 if redis.call('EXISTS', KEYS[1]) == 0 then

@@ -1,6 +1,6 @@
 #!lua
 -- Open a batch whose pictures are about to come.
--- KEYS: 1 batch, 2 idempotency ("" key of the batch itself when there is none)
+-- KEYS: 1 batch, 2 idempotency ("" key of the batch itself when there is none), 3 never (in a cluster)
 -- ARGV: 1 id, 2 TTL while pictures come in ms, 3.. field/value pairs of the batch
 -- Returns {"new"} | {"receiving", id} (a request with this key is being received) | {"sealed", id, request hash}
 if KEYS[2] ~= KEYS[1] then

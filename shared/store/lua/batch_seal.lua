@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- All pictures of a batch have come: from now on it can finish, and its idempotency key leads to it.
--- KEYS: 1 batch, 2 idempotency ("" key of the batch itself when there is none)
+-- KEYS: 1 batch, 2 idempotency ("" key of the batch itself when there is none), 3 never (in a cluster)
 -- ARGV: 1 id, 2 number of pictures, 3 TTL until it must have finished in ms, 4 TTL once finished in ms, 5 request hash
 -- Returns 1, or 0 if the batch is gone.
 if redis.call('EXISTS', KEYS[1]) == 0 then

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- End a job, once: result and TTL, pictures out, ack and delete, publish last.
--- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 results stream, 6 dead letters, 7 kept, 8 bytes of the dead letters
+-- KEYS: 1 job, 2 upload, 3 live, 4 reserved, 5 results stream, 6 dead letters, 7 kept, 8 bytes of the dead letters,
+--       9 never (in a cluster)
 -- ARGV: 1 id, 2 fence ("" for cancel and expiry, which need none), 3 status, 4 result (MessagePack), 5 public payload,
 --       6 result TTL in ms, 7 group, 8 stream length, 9 keep the upload (`1`), 10 wake channel ("" for none),
 --       11 TTL in ms of a dead letter ("" if this end is none), 12 most dead letters, 13 most bytes of theirs, 14.. channels

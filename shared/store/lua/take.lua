@@ -1,6 +1,6 @@
 #!lua
 -- Take new entries of a queue and claim their jobs, in one step (and so with one write to disk).
--- KEYS: 1 queue
+-- KEYS: 1 queue, 2 never (in a cluster)
 -- ARGV: 1 group, 2 consumer, 3 most entries, 4 stage (`decoding` | `inferring`), 5 prefix of job keys,
 --       6 prefix of upload keys ("" where pictures are not wanted), 7 most bytes of a picture that comes along,
 --       8 highest version of messages that is understood

@@ -1,6 +1,6 @@
 """Between a job's hash in Redis and the messages: what its fields are as a job, and as a ticket."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -11,6 +11,7 @@ from shared.messages import (
     Job,
     JobOptions,
     Placement,
+    Stage,
     Ticket,
     job_from_msgpack,
     job_to_json,
@@ -20,6 +21,9 @@ from shared.messages import (
 
 PUBLIC = {"json": job_to_json, "msgpack": job_to_msgpack}
 """`MESH_EVENT_ENCODING` -> how a job is written for those who follow it."""
+
+_STAGES = get_args(Stage)
+"""What is known here; a newer worker may be at one that is not, and its job is read all the same."""
 
 pack = msgspec.msgpack.Encoder().encode
 options_of = msgspec.msgpack.Decoder(JobOptions).decode
@@ -42,7 +46,7 @@ def job_of(job_id: str, fields: dict[bytes, bytes]) -> Job:
     state: dict[str, Any] = {
         "id": job_id,
         "status": fields[b"status"].decode(),
-        "stage": fields[b"stage"].decode() if b"stage" in fields else None,
+        "stage": stage if (stage := fields.get(b"stage", b"").decode()) in _STAGES else None,
         "model": fields[b"model"].decode(),
         "track": fields[b"track"].decode(),
         "created_at": timestamp(int(fields[b"created_ms"])),

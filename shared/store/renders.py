@@ -8,6 +8,7 @@ Drawing again is no harm, so a request has no lease: whoever waits asks again af
 import asyncio
 
 import msgspec
+import structlog
 
 from shared.errors import (
     BY_CODE,
@@ -30,6 +31,8 @@ KEPT_S = 300.0
 ASK_AGAIN_S = 8.0
 
 _pack = msgspec.msgpack.Encoder().encode
+
+log = structlog.get_logger()
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
@@ -118,7 +121,12 @@ class Renders:
                 failure = error
                 continue
             if answer:
-                return _request(answer[1])
+                try:
+                    return _request(answer[1])
+                except (
+                    msgspec.DecodeError
+                ) as error:  # of a newer gateway, which asks again, perhaps somebody who understands it
+                    log.warning("render.not_understood", error=str(error))
         if failure:
             raise failure
         return None

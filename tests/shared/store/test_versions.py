@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from shared.heartbeat import beat_forever
-from shared.messages import MESSAGE_VERSION, JobOptions
+from shared.messages import MESSAGE_VERSION, Drawing, JobOptions
 from shared.settings import Settings
 from shared.store import Store, claims, connect, keys
 from tests.shared.store.conftest import MODEL, accepted, changed, decoded, finished
@@ -139,5 +139,31 @@ def test_a_heartbeat_of_a_kind_that_is_not_known_here_hides_no_other(settings: S
             assert [(beat.kind, beat.message_version) for beat in beats] == [("preprocess", MESSAGE_VERSION)]
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_a_stage_that_is_not_known_here_does_not_hide_the_job(settings: Settings) -> None:
+    async def scenario() -> None:
+        async with connect(settings) as store, store.consumer("preprocess", "p") as worker:
+            job = await accepted(store)
+            await worker.take(1)
+            await run(store, "HSET", keys.job(0, job.id), "stage", "dreaming")
+            seen = await store.jobs.read(job.id)
+            assert (seen.status, seen.stage) == ("processing", None)
+
+    asyncio.run(scenario())
+
+
+def test_a_request_to_draw_in_a_way_that_is_not_known_here_ends_no_worker(settings: Settings) -> None:
+    async def scenario() -> None:
+        async with connect(settings) as store:
+            job = await accepted(store)
+            await run(store, "RPUSH", keys.renders(0), msgspec.msgpack.encode([job.id, ["hologram", 640]]))
+            assert await store.renders.ask(job.id, Drawing()) is None
+            assert await store.renders.take(0.1) is None
+            taken = await store.renders.take(0.1)
+            assert taken is not None
+            assert (taken.job_id, taken.drawing) == (job.id, Drawing())
 
     asyncio.run(scenario())

@@ -173,8 +173,10 @@ def _busy_s() -> float:
 
 
 def _family_s(process: psutil.Process, *, with_children: bool) -> float:
-    family = [process, *(process.children(recursive=True) if with_children else ())]
-    return sum(times.user + times.system for times in (member.cpu_times() for member in family))
+    if not with_children:
+        return sum(process.cpu_times()[:2])
+    # Of children that have ended meanwhile as well, once their parents have seen it.
+    return sum(sum(member.cpu_times()[:4]) for member in [process, *process.children(recursive=True)])
 
 
 def odd(sent: list[Sent]) -> dict[str, int]:

@@ -44,6 +44,9 @@ def test_every_variable_is_a_setting(name: str) -> None:
     assert settings.triton_url.partition(":")[0] in SERVICES["triton-cpu"]["networks"]["back"]["aliases"]
     grace_s = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
     assert grace_s > settings.shutdown_s, "the container would be killed while it finishes its work"
+    most_mb = settings.gateway_worker_max_rss_mb if name == "gateway" else settings.worker_max_rss_mb
+    number, unit = re.fullmatch(r"(\d+)([mg])", SERVICES[name]["mem_limit"]).groups()
+    assert most_mb < int(number) * (1 if unit == "m" else 1024), "the kernel would end it before it is recycled"
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,9 @@ def test_every_service_is_the_codes(build: str, deployment: str) -> None:
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
     assert ports["metrics"] == settings.metrics_port
     assert settings.metrics_host == "0.0.0.0"  # noqa: S104
+    most_mb = settings.gateway_worker_max_rss_mb if deployment == "gateway" else settings.worker_max_rss_mb
+    number, unit = re.fullmatch(r"(\d+)([MG])i", container["resources"]["limits"]["memory"]).groups()
+    assert most_mb < int(number) * (1 if unit == "M" else 1024), "the kernel would end it before it is recycled"
     if deployment == "gateway":
         assert (settings.host, ports["http"]) == ("0.0.0.0", settings.port)  # noqa: S104
     paths = {route.path for route in ROUTES if isinstance(route, Route)}

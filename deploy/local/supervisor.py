@@ -88,7 +88,9 @@ class LocalMesh:
         if options.port:
             self.port = ports.claim(options.port, options.host)
         else:
-            self.port = DEFAULT_PORT if ports.is_free(DEFAULT_PORT, options.host) else ports.free(options.host)
+            is_free = ports.is_free(DEFAULT_PORT, options.host)
+            self.port = ports.claim(DEFAULT_PORT, options.host) if is_free else ports.free(options.host)
+        self._ports = [self.port]
 
     @property
     def url(self) -> str:
@@ -145,6 +147,8 @@ class LocalMesh:
             await asyncio.gather(*(process.stop(within_s) for process in group))
         Ownerless(grace_s=0).sweep()  # shared memory of workers that were killed
         shutil.rmtree(self.folder, ignore_errors=True)
+        for port in self._ports:
+            ports.let_go(port)
 
     # --- the parts -----------------------------------------------------------------------------------------------
 
@@ -153,7 +157,7 @@ class LocalMesh:
             self._progress("valkey", f"using {self.redis_url}")
             return
         self._progress("valkey", "starting")
-        valkey = Valkey(self.folder, ports.free())
+        valkey = Valkey(self.folder, self._free_port())
         self.redis_url = valkey.url
         await self._launch(valkey)
         await self._until(valkey.ready, "Valkey", ["valkey"])
@@ -167,7 +171,7 @@ class LocalMesh:
         setting = self._options.environ.get("MESH_MODELS", os.environ.get("MESH_MODELS", ""))
         models = self.folder / "models"
         own, names = await asyncio.to_thread(_repositories, models, setting)
-        http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
+        http_port, grpc_port, metrics_port = (self._free_port() for _ in range(3))
         triton = Triton(
             self.folder,
             models,
@@ -191,7 +195,15 @@ class LocalMesh:
     def _metrics_port(self, name: str) -> int:
         """The gateway's is the one that a person may want to know: next to its own if it can be had."""
         beside = self.port + 1
-        return beside if name == "gateway" and beside <= 65535 and ports.is_free(beside) else ports.free()
+        if name == "gateway" and beside <= 65535 and ports.is_free(beside):
+            self._ports.append(ports.claim(beside))
+            return beside
+        return self._free_port()
+
+    def _free_port(self) -> int:
+        """A port that is ours until the mesh stops, so that a part that is started again finds it free."""
+        self._ports.append(ports.free())
+        return self._ports[-1]
 
     async def _is_ready(self) -> bool:
         checks = await asyncio.to_thread(_readiness, self._options.host, self.port)

@@ -27,6 +27,7 @@ def show(console: Console, report: Report) -> None:
     console.print(f"slots of shared memory left leased: {report.slots_leaked or 0}")
     for line in report.errors_logged[:10]:
         console.print(line)
+    console.print(f"files left: {len(report.files_left)} {report.files_left[:5]}")
     console.print(f"keys left after their time: {len(report.keys_left)} {report.keys_left[:5]}")
 
 
@@ -41,7 +42,7 @@ def main() -> int:
     console = Console(soft_wrap=True, highlight=False)
     report = asyncio.run(chaos(jobs=given.jobs, faults=given.faults, pause_s=given.pause, seed=given.seed, say=console.print))
     show(console, report)
-    held = report.lost == 0 and report.twice == 0 and not report.keys_left and not report.slots_leaked
+    held = report.lost == 0 and report.twice == 0 and not report.keys_left and not report.files_left and not report.slots_leaked
     flat = report.complete and not grown(report.rss_mb, MEMORY_MOST)
     return 0 if held and flat and max(report.slowest_recovery_s.values(), default=0) <= RECOVERY_S else 1
 

@@ -42,6 +42,7 @@ class Report(msgspec.Struct):
     faults: dict[str, int] = {}
     slowest_recovery_s: dict[str, float] = {}
     keys_left: list[str] = []
+    files_left: list[str] = []
     errors_logged: list[str] = []
     rss_mb: dict[str, tuple[float, float]] = {}
     complete: bool = False
@@ -75,6 +76,7 @@ async def chaos(*, jobs: int, faults: list[str], pause_s: float, seed: int, say:
                         "MESH_BODY_TIMEOUT_S": "10",
                         "MESH_RESULTS_STREAM_LENGTH": "1000000",
                         "MESH_GATEWAY_WORKERS": "1",
+                        "MESH_UPLOAD_FOLDER": str(folder / "uploads"),
                     },
                 )
                 async with running(options) as mesh:
@@ -123,6 +125,7 @@ async def _act(
     report.slots_leaked = await busy_slots(scene.mesh)
     report.errors_logged = _errors(scene.mesh)
     report.keys_left = await keys_left_in(scene.valkey.url)
+    report.files_left = await files_left_in(Path(scene.mesh.service_environ()["MESH_UPLOAD_FOLDER"]))
     reader.cancel()
     await asyncio.gather(reader, return_exceptions=True)
 
@@ -154,6 +157,18 @@ async def keys_left_in(url: str) -> list[str]:
                 left.append(f"{key.decode()} is not empty")
     finally:
         await client.aclose()
+    return left
+
+
+async def files_left_in(uploads: Path) -> list[str]:
+    """Pictures of ended jobs that the sweep does not remove."""
+    left: list[str] = []
+    deadline_s = time.monotonic() + 15
+    while time.monotonic() < deadline_s:
+        left = [path.name for path in uploads.glob("*/*") if not path.name.startswith(".")]  # noqa: ASYNC240 - all is over
+        if not left:
+            break
+        await asyncio.sleep(0.2)
     return left
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +16,7 @@ import uvloop
 
 from preprocess_worker.pool import DecoderPool
 from shared.errors import CorruptImage, DecoderCrashed, DecodeTimeout, UnsupportedFormat
+from shared.store.upload_files import FoundFile
 from tests.preprocess_worker.pictures import LIMITS, detailed, encode, scene
 
 PICTURE = encode(scene(), "JPEG")
@@ -64,6 +66,39 @@ def test_decodes_pictures_of_growing_and_shrinking_size(loop_factory: Any) -> No
                 assert decoded.decode_ms > 0
             assert (decoded.image.width, decoded.image.height, decoded.image.format) == (3000, 2000, "png")
             assert decoders.restarts == 0
+
+    run(loop_factory, work())
+
+
+def file_of(folder: Path, data: bytes) -> FoundFile:
+    path = folder / "upload"
+    path.write_bytes(data)
+    return FoundFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), len(data))
+
+
+def test_a_file_is_read_where_it_lies(loop_factory: Any, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pool(1) as decoders:
+            as_bytes = bytes((await decoders.decode(PICTURE, 64, 64)).tensor)
+            (child,) = [psutil.Process(pid) for pid in decoders.pids]
+            for _ in range(3):
+                with contextlib.closing(file_of(tmp_path, PICTURE)) as found:
+                    assert bytes((await decoders.decode(found, 64, 64)).tensor) == as_bytes
+            assert bytes((await decoders.decode(PICTURE, 64, 64)).tensor) == as_bytes
+            assert not [file for file in child.open_files() if file.path.startswith(str(tmp_path))]
+            assert not [area for area in child.memory_maps() if area.path.startswith(str(tmp_path))]
+
+    run(loop_factory, work())
+
+
+def test_a_file_that_is_cut_costs_its_own_picture_only(loop_factory: Any, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with pool(1) as decoders:
+            with contextlib.closing(file_of(tmp_path, PICTURE)) as found:
+                os.truncate(tmp_path / "upload", 100)
+                with pytest.raises(DecoderCrashed):
+                    await decoders.decode(found, 64, 64)
+            await decoders.decode(PICTURE, 64, 64)
 
     run(loop_factory, work())
 

@@ -27,6 +27,7 @@ def test_no_accepted_job_is_lost_and_none_ends_twice() -> None:
     assert report.twice == 0
     assert report.statuses == {"succeeded": 600}
     assert report.keys_left == []
+    assert report.files_left == []
     assert report.slots_leaked == {}
     assert report.complete, "a part has more or fewer processes than it began with"
     assert grown(report.rss_mb, MEMORY_MOST) == {}

@@ -36,9 +36,11 @@ Data = bytes | memoryview
 Event = PartBegin | Data | PartEnd
 
 _PLAIN_TYPE = re.compile(r"multipart/form-data; ?boundary=([0-9A-Za-z'+_.-]{1,70})")
+_TYPE = rb"(?i:Content-Type): [0-9A-Za-z/+.-]{1,64}\r\n"
 _PLAIN_HEADERS = re.compile(
-    rb'Content-Disposition: form-data; name="([0-9A-Za-z_\[\]-]{1,64})"(?:; filename="[^"\\\r\n\0]{0,256}")?'
-    rb"(?:\r\nContent-Type: [0-9A-Za-z/+.-]{1,64})?\r\n\r\n"
+    rb"(?:%b)?"
+    rb'(?i:Content-Disposition): form-data; name="([0-9A-Za-z_\[\]-]{1,64})"(?:; filename="[^"\\\r\n\0]{0,256}")?\r\n'
+    rb"(?:%b)?\r\n" % (_TYPE, _TYPE)
 )
 
 

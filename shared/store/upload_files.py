@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -64,11 +65,16 @@ class Pointer(msgspec.Struct, frozen=True):
 
 
 class UploadFile:
-    """A file that is being received. Close it when its job was accepted, or will never be."""
+    """A file that is being received. Close it when its job was accepted, or will never be.
+
+    Whoever waits for a write may be canceled while its thread goes on: the lock keeps the descriptor open until it is through.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
+        self._is_closed = False
+        self._in_use = threading.Lock()
         self.size_bytes = 0
 
     async def write(self, pieces: Sequence[Buffer], *, last: bool = False) -> None:
@@ -80,6 +86,13 @@ class UploadFile:
         await asyncio.get_running_loop().run_in_executor(None, self._write, pieces, last)
 
     def _write(self, pieces: Sequence[Buffer], last: bool) -> None:
+        with self._in_use:
+            if not self._is_closed:
+                self._append(pieces)
+                if last:
+                    os.fdatasync(self._descriptor)
+
+    def _append(self, pieces: Sequence[Buffer]) -> None:
         if self._descriptor < 0:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,20 +105,20 @@ class UploadFile:
                 while rest:
                     rest = rest[os.write(self._descriptor, rest) :]
             self.size_bytes += size
-        if last:
-            os.fdatasync(self._descriptor)
 
-    async def read(self) -> bytes:
-        """What was written so far."""
-        if self._descriptor < 0:
-            return b""
-        return await asyncio.to_thread(os.pread, self._descriptor, self.size_bytes, 0)
+    async def read(self, size_bytes: int) -> bytes:
+        """So much of what was written."""
+        return await asyncio.to_thread(os.pread, self._descriptor, size_bytes, 0) if size_bytes else b""
 
     def close(self) -> None:
-        """Give up the lock; from now on the file lives as long as its pointer."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Give up the file's lock, once no thread writes any more; from then on it lives as long as its pointer."""
+        asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        with self._in_use:
+            if self._descriptor >= 0 and not self._is_closed:
+                os.close(self._descriptor)
+            self._is_closed = True
 
 
 class FoundFile(msgspec.Struct, frozen=True):

@@ -235,11 +235,12 @@ class Staging:
     async def _put(self, *, last: bool = False) -> None:
         pieces, self._pieces, self._waiting_bytes = self._pieces, [], 0
         if self._file is not None:
+            written_bytes = self._file.size_bytes
             try:
                 await self._file.write(pieces, last=last)
             except OSError as error:
                 log.warning("upload.to_redis", job_id=self._job_id, error=str(error))
-                pieces = [await self._file.read(), *pieces]
+                pieces = [await self._file.read(written_bytes), *pieces]
                 self._file.close()
                 self._uploads.files.remove([self._job_id])
                 self._file = None

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shared.errors import Internal, UploadLost
@@ -282,6 +283,42 @@ def test_a_disk_that_takes_no_more_leaves_it_to_redis(shared: Settings, most_byt
             assert staging.pointer is None
             assert await in_redis(store, job_id) == PICTURE
             await files(store, shared, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_refuses_in_the_middle_of_many_pieces_leaves_no_byte_twice(shared: Settings) -> None:
+    async def scenario() -> None:
+        async with sharing(shared) as store:
+            picture = PICTURE[:1_100_000]
+            job_id = store.jobs.new_id()
+            staging = store.uploads.stage(job_id)
+            with small_files(700_000):
+                for at in range(0, len(picture), 1000):
+                    await staging.write(picture[at : at + 1000])
+                await staging.complete()
+            assert staging.pointer is None
+            assert await in_redis(store, job_id) == picture
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_goes_while_a_thread_writes_leaves_nothing(shared: Settings) -> None:
+    async def scenario() -> None:
+        async with sharing(shared) as store:
+            open_before = psutil.Process().num_fds()
+            for pause in range(20):
+                staging = store.uploads.stage(store.jobs.new_id())
+                writing = asyncio.create_task(staging.write(bytes(4_000_000)))
+                for _ in range(pause % 4):
+                    await asyncio.sleep(0)
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+                await staging.discard()
+            await files(store, shared, 0)
+            async with asyncio.timeout(5):
+                while psutil.Process().num_fds() > open_before:  # noqa: ASYNC110 - a thread closes them
+                    await asyncio.sleep(0.01)
 
     asyncio.run(scenario())
 

@@ -226,6 +226,15 @@ def test_no_role_can_do_more(guarded: Valkey, role: str) -> None:
             assert client.execute_command("SUBSCRIBE", "mesh:tenant:acme:results")
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_may_ask_for_the_map_of_a_cluster(guarded: Valkey, role: str) -> None:
+    with contextlib.closing(redis.Redis.from_url(url_of(guarded, role))) as client:
+        with pytest.raises(ResponseError, match="cluster support disabled"):
+            client.execute_command("CLUSTER SLOTS")
+        with pytest.raises(NoPermissionError):
+            client.execute_command("CLUSTER RESET")
+
+
 def test_nobody_comes_in_without_a_name(guarded: Valkey) -> None:
     client = redis.Redis.from_url(f"redis://127.0.0.1:{guarded.port}/0")
     with contextlib.closing(client), pytest.raises(redis.AuthenticationError):

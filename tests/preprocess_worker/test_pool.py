@@ -138,11 +138,14 @@ def test_hanging_decoder_is_killed_at_the_timeout_and_its_neighbours_finish(loop
 def test_crashing_decoder_fails_its_picture_only(loop_factory: Any) -> None:
     async def work() -> None:
         async with pool(2) as decoders:
-            decoding = [asyncio.create_task(decoders.decode(data, 64, 64)) for data in (SLOW, PICTURE)]
-            await decoding[1]
-            await asyncio.sleep(0.05)
-            victim = max(decoders.pids, key=lambda pid: sum(psutil.Process(pid).cpu_times()[:2]))
+            victim, neighbour = decoders.pids
+            for pid in (victim, neighbour):
+                os.kill(pid, signal.SIGSTOP)
+                await_state(pid, psutil.STATUS_STOPPED)
+            decoding = [asyncio.create_task(decoders.decode(PICTURE, 64, 64)) for _ in range(2)]
+            await asyncio.sleep(0.1)  # each has one in hand
             os.kill(victim, signal.SIGKILL)
+            os.kill(neighbour, signal.SIGCONT)
             answers = await asyncio.gather(*decoding, return_exceptions=True)
             assert [type(answer) for answer in answers if isinstance(answer, BaseException)] == [DecoderCrashed]
             await until(lambda: len(decoders.pids) == 2 and victim not in decoders.pids)

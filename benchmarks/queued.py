@@ -28,7 +28,7 @@ DEPTHS = (10, 1_000, 100_000)
 SIZE, QUALITY = (160, 120), 60
 MODEL = "echo"
 ENVIRON = {
-    "MESH_BYTE_BUDGET": str(1 << 40), "MESH_JOB_DEADLINE_S": "36000", "MESH_MAX_QUEUE_S": "36000",
+    "MESH_BYTE_BUDGET": str(1 << 40), "MESH_JOB_DEADLINE_S": "36000", "MESH_MAX_QUEUE_S": "604800",
     "MESH_RESULTS_STREAM_LENGTH": "10000",
 }  # fmt: skip
 """Nothing is refused and nothing expires while queues are deep."""

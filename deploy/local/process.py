@@ -12,10 +12,11 @@ from shared.parent import die_with_parent
 
 
 class Process:
-    """A named program with its arguments, environment and log file."""
+    """A named program with its arguments, environment and log file; `nice` is added to our own niceness."""
 
-    def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str], log: Path, *, nice: int = 0) -> None:
         self.name = name
+        self.nice = nice
         self.log = log
         self.command = list(command)
         self.environ = dict(environ)
@@ -42,7 +43,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+                preexec_fn=functools.partial(_become, os.getpid(), self.nice),
             )
 
     async def wait(self) -> int:
@@ -82,3 +83,10 @@ class Process:
 def python_module(name: str) -> list[str]:
     """The command that runs a module with this Python."""
     return [sys.executable, "-m", name]
+
+
+def _become(parent_pid: int, nice: int) -> None:
+    """In the child, before its program begins."""
+    die_with_parent(parent_pid)
+    if nice:
+        os.nice(nice)

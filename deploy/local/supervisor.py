@@ -49,6 +49,9 @@ RECYCLED = 0
 MISUSE = 2
 """The exit code with which our services say that their configuration is wrong; starting them again would not help."""
 
+ASKERS_NICE = 10
+"""What the gateway and the tasks give way by: where cores are short, what was accepted goes before who asks."""
+
 Progress = Callable[[str, str], None]
 """Told `(part, what it is doing)`, for people who wait."""
 
@@ -113,7 +116,8 @@ class LocalMesh:
             self._progress(name, "starting")
             self.metrics_ports[name] = self._metrics_port(name)
             own = environ | {"MESH_METRICS_PORT": str(self.metrics_ports[name])}
-            process = Process(name, python_module(module), own, self.folder / f"{name}.log")
+            nice = 0 if module.endswith("_worker") else ASKERS_NICE
+            process = Process(name, python_module(module), own, self.folder / f"{name}.log", nice=nice)
             await self._launch(process)
         await self._until(self._is_ready, "the mesh", list(services))
         self._was_ready = True

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -31,6 +33,14 @@ def test_what_is_too_much_is_refused_fast_and_nothing_is_lost(mesh: LocalMesh, b
     assert latency([one.took_ms for one in answers[503]]).p50 < 250
     assert goodput > peak * 0.25
     assert (books.open, books.twice) == (set(), [])
+
+
+def test_what_was_accepted_goes_before_who_asks(mesh: LocalMesh) -> None:
+    ours = os.nice(0)
+    niceness = {name: psutil.Process(process.pid).nice() - ours for name, process in mesh.processes.items() if process.pid}
+    asked = {name: more for name, more in niceness.items() if name in ("gateway", "tasks")}
+    assert asked == {"gateway": 10, "tasks": 10}
+    assert all(more == 0 for name, more in niceness.items() if name not in asked)
 
 
 async def _overloaded(url: str, redis_url: str) -> tuple[float, float, list[Sent], Books]:

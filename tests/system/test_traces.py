@@ -1,7 +1,9 @@
 """Traces of a real mesh, taken by a real OTLP endpoint: one from the upload to the finish, whichever process did what."""
 
 import json
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -181,15 +183,22 @@ def test_logs_name_job_and_trace_and_where_the_time_went(traced: LocalMesh) -> N
     failed = send(traced, CAT[:2000], f"00-{trace}-{CALLER}-01").json()
     assert send(traced, CAT, f"00-{trace}-{CALLER}-01", wait=False).status_code == 202
 
-    def lines(name: str) -> list[dict[str, Any]]:
-        text = (traced.folder / f"{name}.log").read_text("utf-8")
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    def line(name: str, is_it: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first such line of a log, which may be written after the answer was sent."""
+        deadline_s = time.monotonic() + 10
+        while True:
+            text = (traced.folder / f"{name}.log").read_text("utf-8")
+            found = [said for said in map(json.loads, re.findall(r"^\{.*\}$", text, re.MULTILINE)) if is_it(said)]
+            if found or time.monotonic() > deadline_s:
+                assert found, text
+                return found[0]
+            time.sleep(0.05)
 
-    said = next(line for line in lines("preprocess") if line["event"] == "job.failed" and line["job_id"] == failed["id"])
+    said = line("preprocess", lambda said: said["event"] == "job.failed" and said["job_id"] == failed["id"])
     assert (said["trace_id"], said["service"]) == (trace, "preprocess_worker")
-    slow = next(line for line in lines("gateway") if line["event"] == "request.slow" and line.get("trace_id") == trace)
+    slow = line("gateway", lambda said: said["event"] == "request.slow" and said.get("trace_id") == trace)
     assert 0 <= slow["spent_ms"]["upload"] <= slow["took_ms"]
-    job = next(line for line in lines("inference") if line["event"] == "job.slow")
+    job = line("inference", lambda said: said["event"] == "job.slow")
     assert job["timings_ms"][job["slowest"]] == job["slowest_ms"] > 0.001
     assert len(job["trace_id"]) == 32
     assert job["job_id"]

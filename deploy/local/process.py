@@ -1,6 +1,7 @@
 """One child process of the local mesh: started with its log in a file, ended with it, and never left behind."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
@@ -65,6 +66,12 @@ class Process:
 
     def remove_leftovers(self) -> None:
         """Remove what it leaves outside its folder when it is killed. Called only while it does not run."""
+
+    def end_group(self) -> None:
+        """Kill what is left of its process group, if it has ended itself."""
+        if self._running is not None and self._running.returncode is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._running.pid, signal.SIGKILL)
 
     def last_line(self) -> str:
         """The last line it logged, for an error of one line."""

@@ -77,7 +77,8 @@ class Triton(Process):
         super().__init__("triton", command, environ, folder / "triton.log")
 
     def remove_leftovers(self) -> None:
-        """Remove the shared memory between Triton and its models, which a Triton that is killed leaves behind."""
+        """End the processes of a killed Triton's Python models, which do not notice, and remove the shared memory to them."""
+        self.end_group()
         for region in SHARED_MEMORY.glob(f"{self.shm_prefix}*"):
             region.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from shared.store.connection import Command, Connection
 from shared.store.fields import PUBLIC, processing
 from shared.store.jobs import Jobs
 from shared.store.upload_files import UploadFiles
+from shared.store.uploads import Uploads
 
 SWEEP_GRACE_MS = 2_000
 """A worker that gives a job up at its deadline has a better reason to tell than the sweep; it gets this much time."""
@@ -39,13 +40,21 @@ class Endings:
     """All ends of jobs."""
 
     def __init__(
-        self, connection: Connection, settings: Settings, clock: Clock, budget: ByteBudget, jobs: Jobs, files: UploadFiles
+        self,
+        connection: Connection,
+        settings: Settings,
+        clock: Clock,
+        budget: ByteBudget,
+        jobs: Jobs,
+        uploads: Uploads,
+        files: UploadFiles,
     ) -> None:
         self._connection = connection
         self._settings = settings
         self._clock = clock
         self._budget = budget
         self._jobs = jobs
+        self._uploads = uploads
         self._files = files
         self._result_ttl_ms = int(settings.result_ttl_s * 1000)
         self._dead_ttl_ms = int(max(settings.dead_letter_ttl_s, settings.result_ttl_s) * 1000)
@@ -99,16 +108,7 @@ class Endings:
             try:
                 job = await self._jobs.read(job_id)
             except (ExpiredJob, UnknownJob):
-                await self._connection.run(
-                    self._connection.call(
-                        "discard",
-                        [
-                            keys.upload(partition, job_id), keys.live(partition), keys.reserved(partition),
-                            keys.job(partition, job_id),
-                        ],
-                        job_id,
-                    )
-                )  # fmt: skip
+                await self._uploads.discard_in(partition, job_id)
             else:
                 job.error = JobProblem(DeadlinePassed.code, f"not done within its deadline; it was {job.status}")
                 await self._end(job, "expired")

@@ -60,7 +60,7 @@ class Store:
         )  # fmt: skip
         self.jobs = Jobs(self._connection, settings, self._ids, self.clock, self._budget, self.admission, self.upload_files)
         self.claims = Claims(self._connection, settings, self.clock, self.tensors)
-        self.endings = Endings(self._connection, settings, self.clock, self._budget, self.jobs, self.upload_files)
+        self.endings = Endings(self._connection, settings, self.clock, self._budget, self.jobs, self.uploads, self.upload_files)
         self.batches = Batches(self._connection, settings, self.clock, self.jobs, self.endings)
         self.webhooks = Webhooks(self._connection, settings, self.jobs)
         self.renders = Renders(self._connection, settings.partitions, self.jobs, self.uploads)

@@ -93,7 +93,10 @@ class Uploads:
 
     async def discard(self, job_id: str) -> bool:
         """Drop what is staged under an ID that was not accepted, and give its reservation back. False: it was accepted."""
-        partition = self._ids.partition(job_id)
+        return await self.discard_in(self._ids.partition(job_id), job_id)
+
+    async def discard_in(self, partition: int, job_id: str) -> bool:
+        """`discard` for what lies in a partition under an ID that may not be one of ours any more."""
         (dropped,) = await self._connection.run(
             self._connection.call(
                 "discard",

@@ -88,20 +88,15 @@ def add(
 ) -> None:
     """Serve a detector of yours: inspect it, build its variants, verify them, and have a mesh that runs load them."""
     console = Console(highlight=False, soft_wrap=True)
-    registry, place = places(registry_file, folder)
-    if target is not CPU and folder is None:
-        raise typer.BadParameter(
-            f"the embedded Triton runs no {target.value} models; say --repository, the folder of your Triton"
-        )
-    wish = Wish(
-        name=name, onnx=onnx, registry=registry, repository=place, target=target.value, max_batch=max_batch,  # type: ignore[arg-type]
-        input_size=size_of(input_size), labels=detector.read_labels(labels) if labels else None, confidence=confidence,
+    wish = wish_of(
+        name, onnx, registry_file, folder,
+        target=target, max_batch=max_batch, input_size=input_size, labels=labels, confidence=confidence,
     )  # fmt: skip
     served = adding.add(wish, photos(), lambda line: console.print(line))
     names = [each.triton_model for each in served]
-    console.print(f"added {', '.join(names)} to {registry}")
+    console.print(f"added {', '.join(names)} to {wish.registry}")
     if target.value == "tensorrt":
-        console.print(f"now build the plans on the GPU's machine: {place}/build-plans.sh says how")
+        say_plans(console, wish)
     elif not live_models(url):
         console.print("`visionmesh up` serves it")
     else:
@@ -192,6 +187,39 @@ def places(registry_file: Path | None, folder: Path | None = None) -> tuple[Path
     if not registry.name:
         raise RegistryError("there is no home folder to keep models in; say --models FILE or set MESH_MODELS")
     return registry, folder or models.repository_of(registry)
+
+
+def wish_of(
+    name: str,
+    onnx: Path,
+    registry_file: Path | None,
+    folder: Path | None,
+    *,
+    target: Target,
+    max_batch: int,
+    input_size: str,
+    labels: Path | None,
+    confidence: float | None = None,
+) -> Wish:
+    """What the options of `add` and `update` ask for.
+
+    Raises:
+        BadParameter: the embedded Triton, which is meant where no folder is named, does not run such models.
+    """
+    registry, place = places(registry_file, folder)
+    if target is not CPU and folder is None:
+        raise typer.BadParameter(
+            f"the embedded Triton runs no {target.value} models; say --repository, the folder of your Triton"
+        )
+    return Wish(
+        name=name, onnx=onnx, registry=registry, repository=place, target=target.value, max_batch=max_batch,  # type: ignore[arg-type]
+        input_size=size_of(input_size), labels=detector.read_labels(labels) if labels else None, confidence=confidence,
+    )  # fmt: skip
+
+
+def say_plans(console: Console, wish: Wish) -> None:
+    """Say that the models are built, but not their TensorRT plans."""
+    console.print(f"now build the plans on the GPU's machine: {wish.repository}/build-plans.sh says how")
 
 
 def _keep(name: str, registry_file: Path | None, *, loaded: bool) -> None:

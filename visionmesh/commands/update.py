@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from deploy.export import detector, repository, updating
-from deploy.export.adding import Wish
+from deploy.export import repository, updating
 from deploy.export.errors import ParityError
 from deploy.export.updating import Update
 from shared.errors import ModelUnavailable
@@ -28,7 +27,8 @@ from visionmesh.commands.models import (
     live_models,
     photos,
     places,
-    size_of,
+    say_plans,
+    wish_of,
 )
 from visionmesh.commands.submit import DEFAULT_URL, URL
 
@@ -51,15 +51,7 @@ def update(
 ) -> None:
     """Replace a model by a new version of it while the mesh runs: no request fails, and a bad version changes nothing."""
     console = Console(highlight=False, soft_wrap=True)
-    registry, place = places(registry_file, folder)
-    if target is not CPU and folder is None:
-        raise typer.BadParameter(
-            f"the embedded Triton runs no {target.value} models; say --repository, the folder of your Triton"
-        )
-    wish = Wish(
-        name=name, onnx=onnx, registry=registry, repository=place, target=target.value, max_batch=max_batch,  # type: ignore[arg-type]
-        input_size=size_of(input_size), labels=detector.read_labels(labels) if labels else None,
-    )  # fmt: skip
+    wish = wish_of(name, onnx, registry_file, folder, target=target, max_batch=max_batch, input_size=input_size, labels=labels)
     changed = updating.prepare(wish, photos(), lambda line: console.print(line))
     is_live = bool(live_models(url))
     try:
@@ -67,7 +59,7 @@ def update(
             with Client(url) as client:
                 client.health()  # the end is seen there, so a key that may not read it is better known now
                 if target.value == "tensorrt":
-                    console.print(f"now build the plans on the GPU's machine: {place}/build-plans.sh says how")
+                    say_plans(console, wish)
                 with console.status("waiting for the mesh to load it"):
                     _await_loaded(client, changed, within, fails_early=target.value != "tensorrt")
                 _check(client, changed)

@@ -11,7 +11,6 @@ those who look at the answer while they send can stop, and those who do not are 
 """
 
 import re
-import secrets
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -24,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.body import Body
 from gateway.endpoint import Endpoint
 from gateway.mesh import Mesh
-from gateway.middleware import CONTEXT, REQUEST_ID
+from gateway.middleware import named_by_client, new_request_id, untraced
 from gateway.security_headers import ALWAYS, DATA_POLICY, POLICY
 from shared import metrics
 from shared.errors import Overloaded
@@ -86,10 +85,8 @@ class DoorMiddleware:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, route: str, wait_s: int, mesh: Mesh) -> None:
         started_s = time.perf_counter()
         given = dict(scope["headers"])
-        trace_id, context = _context(given.get(b"traceparent", b"").decode("latin-1"))
-        request_id = given.get(b"x-request-id", b"").decode("latin-1")
-        if not REQUEST_ID.fullmatch(request_id):
-            request_id = secrets.token_hex(8)
+        request_id, context = named_by_client(scope)
+        request_id, context = request_id or new_request_id(), context or untraced()
         has_length, chunked = given.get(b"content-length", b"0") != b"0", b"transfer-encoding" in given
         # With both, where the body ends is anybody's guess, as it is where none may come.
         closes = (has_length and chunked) or given.get(b"expect", b"").lower() == b"100-continue"
@@ -106,18 +103,10 @@ class DoorMiddleware:
         if closes:
             headers.append(_CLOSE)
         await send({"type": "http.response.start", "status": Overloaded.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b'%b%b"}' % (_PROBLEM, trace_id.encode()), "more_body": False})
+        await send({"type": "http.response.body", "body": b'%b%b"}' % (_PROBLEM, context[3:35].encode()), "more_body": False})
         self._refused.inc()
         requests, durations = self._counts[route]
         requests.inc()
         durations.observe(time.perf_counter() - started_s)
         if not closes and (has_length or chunked):
             await Body(Request(scope, receive), max_bytes=mesh.settings.max_upload_bytes, timeout_s=0).drain()
-
-
-def _context(given: str) -> tuple[str, str]:
-    """The trace's ID and its context: the client's, or one that says that nothing is recorded."""
-    if match := CONTEXT.fullmatch(given):
-        return match[1], given
-    trace_id = secrets.token_hex(16)
-    return trace_id, f"00-{trace_id}-{secrets.token_hex(8)}-00"

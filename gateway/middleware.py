@@ -12,8 +12,8 @@ from gateway.body import Disconnected
 from shared import metrics, tracing
 from shared.errors import Internal
 
-REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}")
-CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_REQUEST_ID = re.compile(r"[\w.:/+=@-]{1,128}")
+_CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _UNTRACED = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready"})
@@ -42,11 +42,11 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        given, parent = _named_by_client(scope)
-        scope["request_id"] = given or f"{random.getrandbits(64):016x}"
+        given, parent = named_by_client(scope)
+        scope["request_id"] = given or new_request_id()
         span = self._span(scope, parent)
         # Without traces of our own the client's context goes on as it came, or one that says that nothing is recorded.
-        scope["traceparent"] = span.traceparent or _untraced()
+        scope["traceparent"] = span.traceparent or untraced()
         scope["trace_id"] = scope["traceparent"][3:35]
         status = 0
 
@@ -121,7 +121,7 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "none")
 
 
-def _named_by_client(scope: Scope) -> tuple[str, str]:
+def named_by_client(scope: Scope) -> tuple[str, str]:
     """The request ID and the traceparent that the client gave, each empty where there is none that can be taken."""
     request_id, traceparent = "", ""
     for name, value in scope["headers"]:  # names are lower-case there (ASGI 3.0)
@@ -130,12 +130,17 @@ def _named_by_client(scope: Scope) -> tuple[str, str]:
         elif name == b"traceparent" and not traceparent:
             traceparent = value.decode("latin-1")
     return (
-        request_id if REQUEST_ID.fullmatch(request_id) else "",
-        traceparent if CONTEXT.fullmatch(traceparent) else "",
+        request_id if _REQUEST_ID.fullmatch(request_id) else "",
+        traceparent if _CONTEXT.fullmatch(traceparent) else "",
     )
 
 
-def _untraced() -> str:
+def new_request_id() -> str:
+    """A request ID for a client that gave none."""
+    return f"{random.getrandbits(64):016x}"
+
+
+def untraced() -> str:
     """A new context that says that nothing is recorded."""
     digits = f"{random.getrandbits(192):048x}"
     return f"00-{digits[:32]}-{digits[32:]}-00"

@@ -39,6 +39,11 @@ class TensorAreas:
         self._own_end = 0
         self._own_free: dict[int, list[int]] = {}
 
+    @property
+    def free_slots(self) -> int | None:
+        """How many more tensors the arena has room for; `None` while new ones do not go there."""
+        return self.arena.slots - self.arena.busy if self.sharing and self.arena else None
+
     def lease(self, size_bytes: int) -> Place:
         """A place for a tensor."""
         if self.sharing and self.arena and (slot := self.arena.lease(size_bytes)):

@@ -22,6 +22,7 @@ from preprocess_worker.decoder import Decoded
 from preprocess_worker.formats import Limits
 from preprocess_worker.pool import DecoderPool
 from preprocess_worker.rendering import Rendering
+from preprocess_worker.room import Room
 from preprocess_worker.sharing import Sharing
 from shared import cores, metrics, tracing
 from shared.errors import DecoderCrashed, Internal, MeshError, Overloaded, StoreUnavailable
@@ -45,10 +46,7 @@ AHEAD = 2
 """Jobs for each decoder that are taken before it is free, so that it decodes while Redis answers."""
 
 SLOTS_PER_DECODER = 16
-"""Slots of the arena: decoders may be so many pictures ahead of inference before tensors go to Redis."""
-
-LOOK_S = 0.1
-"""How often the queue of inference is looked at."""
+"""Slots of the arena: decoders may be so many pictures ahead of inference, as long as it gives slots back."""
 
 CRASHES_MOST = 2
 """At the second crash of a decoder it is the picture's fault, not chance."""
@@ -77,7 +75,7 @@ class Worker:
         self._jobs: set[asyncio.Task[None]] = set()
         self._most = pool.size * (1 + AHEAD)
         self._free = asyncio.Semaphore(self._most)
-        self._room, self._look_at_s = 0, 0.0
+        self._room = Room(settings, registry, store, pool.areas)
         self._jobs_done = 0
         self._last_error: str | None = None
 
@@ -102,10 +100,10 @@ class Worker:
         """Take jobs until `stop`, then finish those in hand for as long as the settings give."""
         while not stop.is_set():
             free = await self._wait_for_free()
-            room = await self._wait_for_room(stop)
+            room = await self._room.wait(len(self._jobs), stop)
             # Never canceled: entries that Redis had just delivered would wait for their lease to end.
             for ticket in await self._consumer.take(min(free, room), block_s=TAKE_BLOCK_S) if not stop.is_set() else []:
-                self._room -= 1
+                self._room.take()
                 await self._free.acquire()
                 task = asyncio.create_task(self._handle(ticket))
                 self._jobs.add(task)
@@ -121,22 +119,6 @@ class Worker:
         """Wait until there is something to take a job for; returns for how many."""
         async with self._free:
             return self._most - len(self._jobs)
-
-    async def _wait_for_room(self, stop: asyncio.Event) -> int:
-        """Pause while enough pictures wait for inference: more would take memory and get no result any sooner.
-
-        Returns how many more there may be, as seen when it last looked.
-        """
-        while (self._room <= 0 or time.monotonic() >= self._look_at_s) and not stop.is_set():
-            try:
-                waiting = await self._store.waiting_tensors(self._registry.now.served)
-            except StoreUnavailable:
-                return 1  # the take that follows tells of it, and waits
-            self._look_at_s = time.monotonic() + LOOK_S
-            self._room = self._settings.max_waiting_tensors - waiting - len(self._jobs)
-            if self._room <= 0:
-                await asyncio.sleep(LOOK_S)
-        return self._room
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._jobs.discard(task)

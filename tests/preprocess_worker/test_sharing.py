@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 
 from preprocess_worker.areas import OWN, SHARED, TensorAreas, make_arena
 from preprocess_worker.pool import DecoderPool
+from preprocess_worker.room import SLOTS_LOOK_S, Room
 from preprocess_worker.sharing import Sharing
 from shared import models
 from shared.errors import DecoderCrashed
+from shared.live_registry import LiveRegistry
 from shared.messages import Heartbeat, ImageInfo, JobOptions, Placement, Ticket, timestamp
 from shared.settings import Settings, read
 from shared.store import Store, connect
@@ -88,6 +91,42 @@ def test_a_full_arena_gives_way_to_redis(settings: Settings) -> None:
         async with sharing(settings) as (_, areas, _):
             areas.sharing = True
             assert [areas.lease(MODEL.tensor_bytes).area for _ in range(5)] == [SHARED] * 4 + [OWN]
+
+    asyncio.run(work())
+
+
+def test_jobs_wait_for_slots_that_are_given_back(settings: Settings) -> None:
+    async def work() -> None:
+        registry, stop = LiveRegistry(settings.models), asyncio.Event()
+        async with sharing(settings) as (store, areas, _):
+            room = Room(settings, registry, store, areas, patience_s=60)
+            assert await room.wait(0, stop) == settings.max_waiting_tensors, "tensors go to Redis, which has no slots"
+            areas.sharing = True
+            assert await room.wait(1, stop) == 3
+            places = [areas.lease(MODEL.tensor_bytes) for _ in range(4)]
+            waiting = asyncio.create_task(room.wait(0, stop))
+            done, _ = await asyncio.wait([waiting], timeout=20 * SLOTS_LOOK_S)
+            assert not done, "all slots are taken"
+            areas.give_back(places[2])
+            assert await asyncio.wait_for(waiting, 10) == 1
+
+    asyncio.run(work())
+
+
+def test_a_model_that_gives_no_slot_back_holds_up_no_other(settings: Settings) -> None:
+    async def work() -> None:
+        registry, stop = LiveRegistry(settings.models), asyncio.Event()
+        async with sharing(settings) as (store, areas, _):
+            areas.sharing = True
+            room = Room(settings, registry, store, areas, patience_s=0.2)
+            places = [areas.lease(MODEL.tensor_bytes) for _ in range(4)]
+            assert await asyncio.wait_for(room.wait(0, stop), 10) == settings.max_waiting_tensors
+            areas.give_back(places[0])
+            began_s = time.monotonic()
+            assert await room.wait(0, stop) == 1
+            areas.lease(MODEL.tensor_bytes)
+            assert await asyncio.wait_for(room.wait(0, stop), 10) > 1
+            assert time.monotonic() - began_s >= 0.2, "slots are waited for again once one was given back"
 
     asyncio.run(work())
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from preprocess_worker import __main__, worker
+from preprocess_worker import __main__, room, worker
 from preprocess_worker.areas import TensorAreas
 from preprocess_worker.decoder import Decoded
 from preprocess_worker.worker import Worker
@@ -203,7 +203,7 @@ def test_decoding_pauses_while_enough_pictures_wait_for_inference(settings: Sett
         async with connect(narrow) as store, working(narrow, store, pool):
             jobs = [await accepted(store, PICTURE) for _ in range(12)]
             await settled(store, jobs[2])
-            await asyncio.sleep(4 * worker.LOOK_S)  # time in which it could decode them all
+            await asyncio.sleep(4 * room.LOOK_S)  # time in which it could decode them all
             decoded = [job for job in jobs if (await store.jobs.read(job.id)).stage == "decoded"]
             assert len(decoded) == 3
             async with store.consumer(f"inference:{MODEL.name}", "test") as consumer:

@@ -42,7 +42,7 @@ class TensorAreas:
     @property
     def free_slots(self) -> int | None:
         """How many more tensors the arena has room for; `None` while new ones do not go there."""
-        return self.arena.slots - self.arena.busy if self.sharing and self.arena else None
+        return self.arena.free if self.sharing and self.arena else None
 
     def lease(self, size_bytes: int) -> Place:
         """A place for a tensor."""

@@ -136,6 +136,12 @@ class Arena(_Memory):
             raise
         self._leases = 0
         self._backed = 0
+        self._to_be_had = self.slots
+
+    @property
+    def free(self) -> int:
+        """How many more slots can be leased, as far as is known."""
+        return max(self._to_be_had - self.busy, 0)
 
     def lease(self, size_bytes: int) -> Slot | None:
         """A slot for so many bytes, the lowest that is free, for its memory is warm; `None` if there is none."""
@@ -156,8 +162,10 @@ class Arena(_Memory):
         try:
             os.posix_fallocate(self._descriptor, self.offset(index), self.slot_bytes)
         except OSError:
+            self._to_be_had = index
             return False
         self._backed = index + 1
+        self._to_be_had = max(self._to_be_had, self._backed)
         return True
 
     def reopened(self) -> int:

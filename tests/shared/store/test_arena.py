@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -70,6 +71,23 @@ def test_a_late_reader_neither_frees_nor_trusts_a_slot_that_was_leased_again(are
     mapped.give_back(late)
     assert mapped.holds(new)
     assert arena.busy == 1
+
+
+def test_memory_that_is_not_to_be_had_is_not_counted_as_free(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    first = arena.lease(1)
+    assert first
+    assert arena.free == 2
+    with monkeypatch.context() as smaller:
+        smaller.setattr(os, "posix_fallocate", full)
+        assert arena.lease(1) is None
+    assert arena.free == 0
+    arena.give_back(first)
+    assert arena.free == 1
+    assert [arena.lease(1) is not None for _ in range(4)] == [True, True, True, False], "it is asked for again"
+    assert arena.free == 0
 
 
 def test_names_that_lead_elsewhere_are_not_opened() -> None:

@@ -51,8 +51,13 @@ class Report(msgspec.Struct):
     """Arena -> slots of shared memory that are leased though no job is left."""
 
 
-async def chaos(*, jobs: int, faults: list[str], pause_s: float, seed: int, say: object = None) -> Report:
-    """Have `jobs` jobs accepted while faults, in random order and again and again, are done to the mesh."""
+async def chaos(
+    *, jobs: int, faults: list[str], pause_s: float, seed: int, result_ttl_s: int = RESULT_TTL_S, say: object = None
+) -> Report:
+    """Have `jobs` jobs accepted while faults, in random order and again and again, are done to the mesh.
+
+    Whatever still lies in Redis `result_ttl_s` after the last end, and what the sweep may take on top, is reported as left.
+    """
     order = random.Random(seed)
     report, books = Report(), Books()
     tell = say if callable(say) else (lambda _line: None)
@@ -70,8 +75,8 @@ async def chaos(*, jobs: int, faults: list[str], pause_s: float, seed: int, say:
                     environ={
                         "MESH_LEASE_S": str(LEASE_S),
                         "MESH_HEARTBEAT_S": "1",
-                        "MESH_RESULT_TTL_S": str(RESULT_TTL_S),
-                        "MESH_DEAD_LETTER_TTL_S": str(RESULT_TTL_S),
+                        "MESH_RESULT_TTL_S": str(result_ttl_s),
+                        "MESH_DEAD_LETTER_TTL_S": str(result_ttl_s),
                         "MESH_JOB_DEADLINE_S": "120",
                         "MESH_BODY_TIMEOUT_S": "10",
                         "MESH_RESULTS_STREAM_LENGTH": "1000000",
@@ -89,7 +94,7 @@ async def chaos(*, jobs: int, faults: list[str], pause_s: float, seed: int, say:
                         keeper.cancel()
                         mesh.processes.pop("triton")
         finally:
-            await triton.stop(5)
+            await triton.stop(0)
             await valkey.stop(5)
     return report
 
@@ -112,7 +117,8 @@ async def _act(
         took_s = await _recovered(books, sending)
         report.slowest_recovery_s[name] = max(report.slowest_recovery_s.get(name, 0.0), round(took_s, 1))
         tell(f"{name}: work goes on after {took_s:.1f} s; {len(books.accepted)} accepted, {len(books.open)} open")
-        await asyncio.sleep(order.uniform(pause_s / 2, pause_s))
+        if not sending.done():
+            await asyncio.sleep(order.uniform(pause_s / 2, pause_s))
     await sending
     await books.closed(150)
     report.accepted, report.ended = len(books.accepted), len(books.accepted.keys() & books.ends.keys())
@@ -151,7 +157,7 @@ async def keys_left_in(url: str) -> list[str]:
             left = sorted(key.decode() for key in keys if key not in KEPT and not re.search(b":queue:|:outbox$", key))
             if not left:
                 break
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.2)
         for key in [key for queue in QUEUES async for key in client.scan_iter(queue)]:
             if await client.xlen(key) or (await client.xpending(key, "workers"))["pending"]:
                 left.append(f"{key.decode()} is not empty")

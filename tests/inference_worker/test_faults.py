@@ -64,6 +64,12 @@ def server(background: Background, tmp_path_factory: pytest.TempPathFactory) -> 
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _short_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that is told to stop notices it at the end of its take."""
+    monkeypatch.setattr(batching, "TAKE_S", 0.1)
+
+
 @pytest.fixture
 def settings(redis_url: str) -> Settings:
     return read({"MESH_REDIS_URL": redis_url, "MESH_LEASE_S": "2"})
@@ -124,7 +130,7 @@ def test_a_hung_triton_fails_the_job_at_its_deadline_and_then_works_again(settin
     async def scenario() -> None:
         assert server.pid
         async with inferring(settings, server.url) as (store, begin):
-            late, patient = await decoded(store, GOOD, deadline_s=2), await decoded(store, GOOD)
+            late, patient = await decoded(store, GOOD, deadline_s=1), await decoded(store, GOOD)
             os.kill(server.pid, signal.SIGSTOP)
             try:
                 begin()
@@ -218,10 +224,9 @@ async def serving(settings: Settings, server: Server, file: Path) -> AsyncGenera
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits as short as a test's patience."""
-    monkeypatch.setattr(control, "LEAVE_S", 1.0)
-    monkeypatch.setattr(loops, "STAY_S", 1.0)
+    monkeypatch.setattr(control, "LEAVE_S", 0.6)
+    monkeypatch.setattr(loops, "STAY_S", 0.6)
     monkeypatch.setattr(loops, "FOLLOW_S", 0.05)
-    monkeypatch.setattr(batching, "TAKE_S", 0.1)
 
 
 @pytest.mark.usefixtures("quick")
@@ -250,7 +255,7 @@ def test_what_was_accepted_before_a_removal_is_done(redis_url: str, server: Serv
     async def scenario() -> None:
         async with serving(settings, server, tmp_path / "models.toml") as served:
             await served.say(OTHER)
-            await asyncio.sleep(0.5)  # a loop that ended at once would have ended by now
+            await asyncio.sleep(0.3)  # a loop that ended at once would have ended by now
             job_id = await decoded(served.store, GOOD)
             assert (await ended(served.store, job_id)).status == "succeeded"
 

@@ -29,6 +29,12 @@ def settings(redis_url: str) -> Settings:
     return read({"MESH_REDIS_URL": redis_url, "MESH_DECODERS": "2", "MESH_HEARTBEAT_S": "0.2", "MESH_SHUTDOWN_S": "5"})
 
 
+@pytest.fixture(autouse=True)
+def _short_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is told to stop notices it at the end of its take."""
+    monkeypatch.setattr(worker, "TAKE_BLOCK_S", 0.1)
+
+
 class Pool:
     """Stands for the decoders: answers what a test wants, at once."""
 

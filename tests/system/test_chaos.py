@@ -19,7 +19,7 @@ FAULTS = [
 
 
 def test_no_accepted_job_is_lost_and_none_ends_twice() -> None:
-    report = asyncio.run(chaos(jobs=600, faults=FAULTS, pause_s=0.5, seed=3))
+    report = asyncio.run(chaos(jobs=600, faults=FAULTS, pause_s=0.5, seed=3, result_ttl_s=5))
     assert report.accepted == 600
     assert report.errors_logged == []
     assert len(report.faults) == len(FAULTS), "the load was over before every fault had its turn"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from deploy.export import repository
 from deploy.local.supervisor import LocalMesh
+from tests.command_line import CommandLine
 from tests.conftest import PHOTOS
 from tests.deploy.export.detectors import FOUND, picture, save
 
@@ -82,18 +83,15 @@ def test_the_built_in_detector_agrees_with_the_plain_reference(mesh: LocalMesh, 
     assert max(row["worst_confidence"] for row in rows) <= 0.03
 
 
-def test_what_does_not_agree_is_told_by_the_exit_code(tmp_path: Path) -> None:
+def test_what_does_not_agree_is_told_by_the_exit_code(command_line: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     row = 'triton_model = "small"\ninput_width = 300\ninput_height = 300\nlabels = ["a", "b"]\n'
     source = save(tmp_path, "yolov8").name
     file.write_text(f'[models.small]\n{row}source = "{source}"\n', "utf-8")
-    environ = os.environ | {"MESH_MODELS": str(file), "MESH_DEFAULT_MODEL": "small"}
-    done = subprocess.run(
-        [sys.executable, "-m", "visionmesh", "models", "verify", "small", "--here"],
-        capture_output=True, text=True, timeout=60, env=environ,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "takes 64x64 pixels, not 300x300" in done.stderr
+    environ = {"MESH_MODELS": str(file), "MESH_DEFAULT_MODEL": "small"}
+    done = command_line("models", "verify", "small", "--here", environ=environ)
+    assert done.code == 2
+    assert "takes 64x64 pixels, not 300x300" in done.err
 
 
 @pytest.mark.parametrize(
@@ -108,7 +106,7 @@ def test_what_does_not_agree_is_told_by_the_exit_code(tmp_path: Path) -> None:
         (["remove", "small"], "can be unloaded"),
     ],
 )
-def test_misuse_is_one_line_and_exit_code_2(arguments: list[str], said: str) -> None:
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
+def test_misuse_is_one_line_and_exit_code_2(command_line: CommandLine, arguments: list[str], said: str) -> None:
+    done = command_line("models", *arguments)
+    assert done.code == 2
+    assert said in " ".join(done.err.split())

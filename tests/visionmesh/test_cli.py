@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from deploy.local.supervisor import LocalMesh
+from tests.command_line import CommandLine
 from tests.conftest import PHOTOS
 from visionmesh import Client
+from visionmesh.exchange import Retries
 
 CAT = PHOTOS / "chelsea.png"
 COMMAND = [sys.executable, "-m", "visionmesh"]
@@ -146,11 +148,19 @@ def test_a_live_view_counts_what_ends(mesh: LocalMesh) -> None:
     ],
 )
 def test_what_goes_wrong_has_an_exit_code_and_one_line(
-    mesh: LocalMesh, tmp_path: Path, arguments: list[str], code: int, said: str
+    mesh: LocalMesh,
+    command_line: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    said: str,
 ) -> None:
-    done = run(mesh, *arguments, code=code, cwd=tmp_path)
-    assert said in done.stderr
-    assert not done.stdout
+    monkeypatch.setattr(Retries, "pause_s", lambda *_: 0.0)
+    done = command_line(*arguments, environ={"VISIONMESH_URL": mesh.url, "MESH_REDIS_URL": mesh.redis_url}, cwd=tmp_path)
+    assert done.code == code, done
+    assert said in done.err
+    assert not done.out
 
 
 def test_every_verb_that_answers_can_answer_in_json() -> None:

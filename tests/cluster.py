@@ -28,7 +28,7 @@ class Nodes:
         folder.mkdir(parents=True)
         options = {"cluster-enabled": "yes", "cluster-port": str(ports.free()), "cluster-node-timeout": "1000"}
         # The partitions of the other primaries go on while one is away.
-        options |= {"cluster-require-full-coverage": "no", "maxmemory": "256mb"}
+        options |= {"cluster-require-full-coverage": "no", "maxmemory": "256mb", "repl-diskless-sync-delay": "0"}
         return Valkey(folder, ports.free(), options)
 
     @property

@@ -31,7 +31,6 @@ from deploy.local.supervisor import LocalMesh, Options, running
 from deploy.local.triton import Triton
 from deploy.local.valkey import Valkey
 from tests.cluster import Nodes
-from tests.command_line import CommandLine
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 # Whoever runs the tests may have models of their own, which are none of these tests' business.
@@ -198,11 +197,6 @@ def mesh(background: Background) -> Iterator[LocalMesh]:
     environ |= {"MESH_WEBHOOK_RETRY_S": "0.2", "MESH_WEBHOOK_TRIES": "3"}
     with running_mesh(background, Options(port=ports.free(), environ=environ)) as mesh:
         yield mesh
-
-
-@pytest.fixture
-def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(monkeypatch, capsys)
 
 
 @pytest.fixture

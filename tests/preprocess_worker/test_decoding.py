@@ -182,10 +182,10 @@ def test_placement_is_that_of_the_letterbox() -> None:
     assert placement == fit(810, 1080, 640, 640).placement
 
 
-@pytest.mark.parametrize("size", [(320, 240), (810, 1080), (2003, 1501), (1501, 6007)])
+@pytest.mark.parametrize("size", [(320, 240), (810, 1080), (2003, 1501), (1001, 4007)])
 @pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0.3), ("JPEG", 2.0), ("WEBP", 2.5)])
 def test_agrees_with_a_full_decode_and_bilinear_resize(size: tuple[int, int], kind: str, tolerance: float) -> None:
-    data = encode(detailed(*size), kind, quality=92)
+    data = encode(detailed(*size), kind, quality=92, compress_level=1)
     with Image.open(io.BytesIO(data)) as file:
         full = np.asarray(file.convert("RGB"))
     image, _, tensor = decode(data, 320, 320)

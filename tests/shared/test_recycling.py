@@ -4,8 +4,6 @@ import asyncio
 import os
 from pathlib import Path
 
-import pytest
-
 from deploy.local.process import Process, python_module
 from shared import recycling
 from shared.settings import Settings
@@ -21,32 +19,34 @@ def test_lifetimes_are_spread_below_what_is_set() -> None:
     assert recycling.lifetime_s(Settings(worker_lifetime_s=0)) == float("inf")
 
 
-@pytest.mark.parametrize(
-    ("setting", "why"), [({"MESH_WORKER_LIFETIME_S": "1"}, "age"), ({"MESH_WORKER_MAX_RSS_MB": "8"}, "memory")]
-)
-def test_a_worker_that_is_due_ends_and_says_why(
-    background: Background, redis_url: str, tmp_path: Path, setting: dict[str, str], why: str
-) -> None:
+DUE = {"age": {"MESH_WORKER_LIFETIME_S": "1"}, "memory": {"MESH_WORKER_MAX_RSS_MB": "8"}}
+
+
+def test_workers_that_are_due_end_and_say_why(background: Background, redis_url: str, tmp_path: Path) -> None:
     nowhere = {
         "MESH_TRITON_URL": "127.0.0.1:1",
         "MESH_DECODERS": "1",
         "MESH_WORKER_LIFETIME_S": "0",
         "MESH_WORKER_MAX_RSS_MB": "0",
     }
-    environ = {**os.environ, **nowhere, "MESH_REDIS_URL": redis_url, **setting}
-    workers = [Process(name, python_module(name), environ, tmp_path / f"{name}.log") for name in WORKERS]
+    environ = {**os.environ, **nowhere, "MESH_REDIS_URL": redis_url}
+    workers = {
+        (name, why): Process(name, python_module(name), environ | setting, tmp_path / f"{name}-{why}.log")
+        for name in WORKERS
+        for why, setting in DUE.items()
+    }
 
-    async def ends() -> list[int]:
+    async def ends() -> set[int]:
         async with asyncio.timeout(60):
-            return await asyncio.gather(*(worker.wait() for worker in workers))
+            return set(await asyncio.gather(*(worker.wait() for worker in workers.values())))
 
-    for worker in workers:
+    for worker in workers.values():
         background.run(worker.start())
     try:
-        assert background.run(ends()) == [0, 0, 0]
+        assert background.run(ends()) == {0}
     finally:
-        for worker in workers:
+        for worker in workers.values():
             background.run(worker.stop(5))
-    for worker in workers:
+    for (_, why), worker in workers.items():
         (line,) = [line for line in worker.log.read_text().splitlines() if "worker.recycled" in line]
         assert f'"why": "{why}"' in line

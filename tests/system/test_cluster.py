@@ -8,7 +8,6 @@ import base64
 import contextlib
 import re
 import subprocess
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,11 @@ from deploy.local.triton import Triton
 from deploy.local.valkey import Valkey
 from shared.store import keys
 from tests.cluster import Nodes
-from tests.conftest import PHOTOS, WEBHOOK_SECRET, Background, running_mesh
+from tests.conftest import WEBHOOK_SECRET, Background, running_mesh
 from tests.gateway.receiver import receiving
+from tests.system.load import CAT, Load
 from visionmesh.cli import app
 
-CAT = (PHOTOS / "chelsea.png").read_bytes()
 PARTITIONS = 3
 ELSEWHERE = ["unshare", "--mount", "--uts", "sh", "-c"]
 APART = "mount -t tmpfs -o size=64m none /dev/shm && hostname {name} && "
@@ -133,44 +132,6 @@ def elsewhere(mesh: LocalMesh, background: Background, module: str, name: str, f
         assert process.returncode == 0, process.log.read_text("utf-8")
 
 
-class Load:
-    """Clients that send one picture after the other until the block ends; none may fail."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.jobs: list[dict[str, Any]] = []
-        self._stop = threading.Event()
-        self._ended = threading.Condition()
-        self._threads = [threading.Thread(target=self._send) for _ in range(4)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        assert {job.get("status") for job in self.jobs} == {"succeeded"}, self.jobs
-
-    def until(self, holds) -> None:
-        """Wait until something holds, looked at after every job."""
-        with self._ended:
-            assert self._ended.wait_for(holds, timeout=60)
-
-    def _send(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=40) as client:
-            while not self._stop.is_set():
-                try:
-                    job = detect(client)
-                except (httpx.HTTPError, ValueError) as error:
-                    job = {"error": repr(error)}
-                with self._ended:
-                    self.jobs.append(job)
-                    self._ended.notify_all()
-
-
 def workers(url: str, kind: str) -> list[dict[str, Any]]:
     return [beat for beat in httpx.get(f"{url}/health", timeout=20).json()["workers"] if beat["kind"] == kind]
 
@@ -184,7 +145,7 @@ def test_workers_of_other_hosts_join_and_leave_while_jobs_run(
     def stores(kind: str) -> set[str]:
         return {beat["details"]["tensor_store"] for beat in workers(spread.url, kind)}
 
-    with Load(spread.url) as load:
+    with Load(spread.url, clients=4) as load:
         load.until(lambda: stores("preprocess") == {"shm"})  # one host so far: nothing travels
         with elsewhere(spread, background, "preprocess_worker", "host-b", tmp_path):
             # Its pixels come through Redis, and are put into the memory that inference worker and Triton share here.

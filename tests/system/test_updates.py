@@ -3,7 +3,6 @@
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -11,30 +10,17 @@ import pytest
 from deploy.local.supervisor import LocalMesh
 from shared import models
 from tests.deploy.export.detectors import LABELS, save
+from tests.system.load import Load
 from tests.system.test_models import command, png
-from tests.system.test_rolling import Load
 
 NEW_LABELS = ["rot", "gruen"]
-
-
-class Asking(Load):
-    """Clients that ask the model, and what they were told is on the picture."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, sends_again=False)
-        self.labels: list[str] = []
-
-    def _post(self, headers: dict[str, str]) -> dict[str, Any]:
-        job = httpx.post(f"{self._url}/v1/jobs?model=renewed", content=png(), headers=headers, timeout=30).json()
-        self.labels += [found["label"] for found in job["detections"]]
-        return job
 
 
 @pytest.fixture(scope="module")
 def renewed(mesh: LocalMesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("renewed")
     added = command("add", str(save(folder, "yolov8")), "--name", "renewed", "--confidence", "0.3", url=mesh.url)
-    assert added.returncode == 0, added.stderr + added.stdout
+    assert added.code == 0, added.err + added.out
     yield "renewed"
     command("remove", "renewed", url=mesh.url)
 
@@ -56,8 +42,8 @@ def test_a_bad_new_version_changes_nothing(renewed: str, mesh: LocalMesh, tmp_pa
         ([str(good), *elsewhere], 1, "has not loaded renewed@2 within 1 s"),
     ):
         done = command("update", renewed, *arguments, url=mesh.url)
-        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-        assert said in done.stderr
+        assert (done.code, done.err.count("\n")) == (code, 1), done.err
+        assert said in done.err
         assert tomllib.loads(file.read_text("utf-8")) == tomllib.loads(before)
         assert files(file) == there
     assert httpx.get(f"{mesh.url}/v1/models/{renewed}").json()["version"] == 1
@@ -66,15 +52,16 @@ def test_a_bad_new_version_changes_nothing(renewed: str, mesh: LocalMesh, tmp_pa
 def test_a_new_version_under_load_fails_no_request(renewed: str, mesh: LocalMesh, tmp_path: Path) -> None:
     file = models.user_file()
     assert file
-    with Asking(mesh.url) as load:
+    with Load(mesh.url, picture=png(), query={"model": renewed}) as load:
         load.more(2)
         done = command("update", renewed, str(save(tmp_path, "yolov5", labels=NEW_LABELS)), url=mesh.url)
-        assert done.returncode == 0, done.stdout + done.stderr
-        switched = len(load.labels)
+        assert done.code == 0, done.out + done.err
+        switched = len(load.jobs)
         load.more(6)
-    assert set(load.answers) == {"succeeded"}, load.answers
-    assert set(load.labels[:2]) == set(LABELS)
-    assert set(load.labels[switched + 4 :]) == set(NEW_LABELS)
+    labels = [{found["label"] for found in job["detections"]} for job in load.jobs]
+    assert labels[0] == set(LABELS)
+    under_way = 2
+    assert all(of_one == set(NEW_LABELS) for of_one in labels[switched + under_way :])
     described = httpx.get(f"{mesh.url}/v1/models/{renewed}").json()
     assert (described["version"], described["ready"], described["labels"]) == (2, True, NEW_LABELS)
     assert described["confidence"] == 0.3
@@ -82,4 +69,4 @@ def test_a_new_version_under_load_fails_no_request(renewed: str, mesh: LocalMesh
     assert (set(registry.beside), registry.get("renewed_end2end").version) == (set(), 2)
     assert files(file) == {"renewed@2", "renewed_end2end@2", "renewed@2.onnx"}
     assert httpx.get(f"{mesh.url}/v1/models/{renewed}@1").status_code == 404
-    assert command("verify", "renewed_end2end", "--json", url=mesh.url).returncode == 0
+    assert command("verify", "renewed_end2end", "--json", url=mesh.url).code == 0

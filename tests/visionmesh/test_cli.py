@@ -1,4 +1,4 @@
-"""The command line as a process, against the whole mesh: what it prints, what it writes, how it ends."""
+"""The command line against the whole mesh: what it prints, what it writes, how it ends; as a process where it gets signals."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from deploy.local.supervisor import LocalMesh
-from tests.command_line import CommandLine
+from tests.command_line import Ended, visionmesh
 from tests.conftest import PHOTOS
 from visionmesh import Client
 from visionmesh.exchange import Retries
@@ -27,11 +27,9 @@ def environ(mesh: LocalMesh) -> dict[str, str]:
     return ours | {"VISIONMESH_URL": mesh.url, "MESH_REDIS_URL": mesh.redis_url, "NO_COLOR": "1", "COLUMNS": "200"}
 
 
-def run(mesh: LocalMesh, *arguments: str | Path, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *map(str, arguments)]
-    done = subprocess.run(command, env=environ(mesh), cwd=cwd, capture_output=True, text=True, timeout=60)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+def run(mesh: LocalMesh, *arguments: str | Path, code: int = 0, cwd: Path | None = None) -> Ended:
+    done = visionmesh(*arguments, environ={"VISIONMESH_URL": mesh.url, "MESH_REDIS_URL": mesh.redis_url}, cwd=cwd)
+    assert done.code == code, done.out + done.err
     return done
 
 
@@ -53,7 +51,7 @@ def tree(album: Path) -> Path:
 def test_a_folder_is_written_drawn_and_gone_on_with(mesh: LocalMesh, tree: Path) -> None:
     to = tree / "detections"
     first = run(mesh, "detect", tree, "--to", to, "--coco", code=1)
-    assert "4 pictures, 4 objects, 1 failed" in first.stderr
+    assert "4 pictures, 4 objects, 1 failed" in first.err
     written = lines((to / "results.jsonl").read_text())
     assert [line["path"] for line in written] == ["cat.png", "coffee.png", "trip/broken.png", "trip/self.png"]
     assert written[2]["job"]["error"]["code"] == "corrupt-image"
@@ -69,11 +67,11 @@ def test_a_folder_is_written_drawn_and_gone_on_with(mesh: LocalMesh, tree: Path)
     with (to / "results.jsonl").open("a") as ledger:
         ledger.write('{"path": "cut o')
     second = run(mesh, "detect", tree, "--to", to, "--json")
-    assert [line["path"] for line in lines(second.stdout)] == ["trip/broken.png"]
-    assert "3 of 4 were done before" in second.stderr
-    assert "0 pictures" in run(mesh, "detect", tree, "--to", to).stderr
+    assert [line["path"] for line in lines(second.out)] == ["trip/broken.png"]
+    assert "3 of 4 were done before" in second.err
+    assert "0 pictures" in run(mesh, "detect", tree, "--to", to).err
     other = run(mesh, "detect", tree, "--to", to, "--confidence", "0.9", "--json", "--no-draw")  # other options, other results
-    assert len(lines(other.stdout)) == 4
+    assert len(lines(other.out)) == 4
 
 
 def test_a_run_that_is_interrupted_goes_on_where_it_stopped(mesh: LocalMesh, tmp_path: Path) -> None:
@@ -100,10 +98,10 @@ def test_a_job_by_its_id(mesh: LocalMesh) -> None:
     with Client(mesh.url) as client:
         job = client.submit(CAT)
     (steps, got) = run(mesh, "jobs", "watch", job.id, "--json"), run(mesh, "jobs", "get", job.id, "--wait", "20", "--json")
-    assert lines(steps.stdout)[-1]["status"] == "succeeded"
-    assert lines(got.stdout)[0]["detections"][0]["label"] == "cat"
-    assert "cat" in run(mesh, "jobs", "get", job.id).stdout
-    assert lines(run(mesh, "jobs", "cancel", job.id, "--json", code=1).stdout)[0]["status"] == "succeeded"
+    assert lines(steps.out)[-1]["status"] == "succeeded"
+    assert lines(got.out)[0]["detections"][0]["label"] == "cat"
+    assert "cat" in run(mesh, "jobs", "get", job.id).out
+    assert lines(run(mesh, "jobs", "cancel", job.id, "--json", code=1).out)[0]["status"] == "succeeded"
 
 
 def test_subscribers_get_what_others_send(mesh: LocalMesh) -> None:
@@ -112,7 +110,7 @@ def test_subscribers_get_what_others_send(mesh: LocalMesh) -> None:
         assert process.stderr
         assert process.stdout
         assert "listening" in process.stderr.readline()
-        sent = lines(run(mesh, "submit", CAT, "--model", "small_end2end", "--json").stdout)[0]
+        sent = lines(run(mesh, "submit", CAT, "--model", "small_end2end", "--json").out)[0]
         assert lines(process.stdout.read())[0]["id"] == sent["id"]
     assert process.returncode == 0
 
@@ -148,17 +146,10 @@ def test_a_live_view_counts_what_ends(mesh: LocalMesh) -> None:
     ],
 )
 def test_what_goes_wrong_has_an_exit_code_and_one_line(
-    mesh: LocalMesh,
-    command_line: CommandLine,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: list[str],
-    code: int,
-    said: str,
+    mesh: LocalMesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], code: int, said: str
 ) -> None:
     monkeypatch.setattr(Retries, "pause_s", lambda *_: 0.0)
-    done = command_line(*arguments, environ={"VISIONMESH_URL": mesh.url, "MESH_REDIS_URL": mesh.redis_url}, cwd=tmp_path)
-    assert done.code == code, done
+    done = run(mesh, *arguments, code=code, cwd=tmp_path)
     assert said in done.err
     assert not done.out
 
@@ -181,4 +172,4 @@ def test_every_verb_that_answers_can_answer_in_json() -> None:
 def test_shells_complete_it(mesh: LocalMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     # Else it is for the shell that runs the tests, which may be one without completion.
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
-    assert "visionmesh" in run(mesh, "--show-completion", "bash").stdout
+    assert "visionmesh" in run(mesh, "--show-completion", "bash").out

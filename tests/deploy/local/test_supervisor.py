@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from deploy.local import ports
-from tests.command_line import CommandLine
+from tests.command_line import visionmesh
 from tests.conftest import PHOTOS
 
 UP = [sys.executable, "-m", "visionmesh", "up"]
@@ -145,9 +145,9 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", MISUSES)
-def test_misuse_is_told_in_one_line(command_line: CommandLine, temporary: Path, name: str) -> None:
+def test_misuse_is_told_in_one_line(temporary: Path, name: str) -> None:
     settings, options, said = MISUSES[name]
-    ended = command_line("up", *options, environ=settings)
+    ended = visionmesh("up", *options, environ=settings)
     assert ended.code == 2
     assert said in ended.err
     if not options:  # typer frames its own
@@ -155,10 +155,10 @@ def test_misuse_is_told_in_one_line(command_line: CommandLine, temporary: Path, 
     assert not list(temporary.iterdir())
 
 
-def test_a_taken_port_is_named(command_line: CommandLine, temporary: Path) -> None:
+def test_a_taken_port_is_named(temporary: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        ended = command_line("up", "--port", str(port))
+        ended = visionmesh("up", "--port", str(port))
     assert ended.code == 2
     assert f"port {port} on 127.0.0.1 is taken" in ended.err
     assert len(ended.err.strip().splitlines()) == 1

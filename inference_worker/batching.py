@@ -4,7 +4,8 @@
 
 A lone picture goes at once. While `MESH_INFERENCE_SLOTS` batches are in flight the queue grows, and the next batch is what has
 come meanwhile. Where pictures had to wait for a decoder, cores are what is short, and a batch costs less of them than its
-pictures one by one: then it waits for more, a fifth of what its pictures have waited, at most `MESH_INFERENCE_LINGER_MS`.
+pictures one by one: then it waits for more, as long as its pictures have waited, at most `MESH_INFERENCE_LINGER_MS`. Where
+decoders are what holds pictures up, nothing is lost by it: the next batch is not ready any sooner.
 """
 
 import asyncio
@@ -39,9 +40,8 @@ from shared.store.tensors import Tensor
 TAKE_S = 1.0
 """How long one read of the queue waits; a stopping worker waits as long."""
 
-WAIT_SHARE, LEAST_PAUSE_MS = 0.2, 2.0
-"""A batch may wait for more pictures this share of the time that its own have waited for a decoder; less than the least is
-not worth a timer."""
+LEAST_PAUSE_MS = 2.0
+"""Less is not worth a timer."""
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.05, 2.0
 INFER_TIMEOUT_S = 30.0
@@ -284,8 +284,8 @@ def _encoded(picture: bytes | None, affine: Affine) -> Encoded | None:
 
 
 def worth_waiting_s(tickets: Sequence[Ticket], linger_ms: float) -> float:
-    """How long a batch should wait for more: not at all on an idle mesh, and under load little beside what its own pictures
-    have waited for a decoder, and at most `linger_ms`."""
+    """How long a batch should wait for more: not at all on an idle mesh, and under load no longer than its own pictures have
+    waited for a decoder, and at most `linger_ms`."""
     waited_ms = min(ticket.timings_ms.get("preprocess_wait", 0.0) for ticket in tickets)
-    pause_ms = min(waited_ms * WAIT_SHARE, linger_ms)
+    pause_ms = min(waited_ms, linger_ms)
     return pause_ms / 1000 if pause_ms >= LEAST_PAUSE_MS else 0.0

@@ -151,10 +151,15 @@ def model_repository(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running_triton(background: Background, folder: Path, model_repository: Path, models: Sequence[str]) -> Iterator[Triton]:
+def running_triton(
+    background: Background, folder: Path, model_repository: Path, models: Sequence[str], more_options: Sequence[str] = ()
+) -> Iterator[Triton]:
     """A Triton that is ready, for as long as the block lasts."""
     http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
-    server = Triton(folder, model_repository, models, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
+    server = Triton(
+        folder, model_repository, models,
+        http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, more_options=more_options,
+    )  # fmt: skip
 
     async def ready() -> bool:
         assert server.returncode is None, server.last_line()

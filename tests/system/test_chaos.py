@@ -25,7 +25,9 @@ def test_no_accepted_job_is_lost_and_none_ends_twice() -> None:
     assert len(report.faults) == len(FAULTS), "the load was over before every fault had its turn"
     assert report.lost == 0
     assert report.twice == 0
-    assert report.statuses == {"succeeded": 600}
+    assert report.ended == 600
+    # A client that hears of its job only after the result's short time to live may have made it anew.
+    assert set(report.statuses) == {"succeeded"}
     assert report.keys_left == []
     assert report.files_left == []
     assert report.slots_leaked == {}

@@ -9,12 +9,11 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from deploy.local import ports
 from deploy.local.supervisor import LocalMesh
 from deploy.local.triton import Triton
 from inference_worker.triton import Triton as Client
 from shared.models import load
-from tests.conftest import Background, Certificates, _until
+from tests.conftest import Background, Certificates, running_triton
 
 
 def test_every_port_is_on_the_loopback_address(mesh: LocalMesh) -> None:
@@ -47,17 +46,8 @@ def test_its_owner_can(triton: Triton) -> None:
 
 
 def test_triton_over_tls(background: Background, tmp_path: Path, model_repository: Path, certificates: Certificates) -> None:
-    http_port, grpc_port, metrics_port = (ports.free() for _ in range(3))
     tls = ["--grpc-use-ssl=1", f"--grpc-server-cert={certificates.certificate}", f"--grpc-server-key={certificates.key}"]
-    server = Triton(
-        tmp_path, model_repository, ["small"],
-        http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, more_options=tls,
-    )  # fmt: skip
     model = load().get("small")
-
-    async def ready() -> bool:
-        assert server.returncode is None, server.last_line()
-        return server.ready()
 
     async def is_ready(url: str, ca: str) -> bool:
         client = Client(url, 4, ca=ca)
@@ -66,11 +56,8 @@ def test_triton_over_tls(background: Background, tmp_path: Path, model_repositor
         finally:
             await client.close()
 
-    background.run(server.start())
-    try:
-        background.run(_until(ready))
-        assert background.run(is_ready(f"grpcs://localhost:{grpc_port}", str(certificates.authority)))
-        assert not background.run(is_ready(f"grpcs://localhost:{grpc_port}", ""))
-        assert not background.run(is_ready(f"localhost:{grpc_port}", ""))
-    finally:
-        background.run(server.stop(8))
+    with running_triton(background, tmp_path, model_repository, ["small"], tls) as server:
+        address = server.url.replace("127.0.0.1", "localhost")
+        assert background.run(is_ready(f"grpcs://{address}", str(certificates.authority)))
+        assert not background.run(is_ready(f"grpcs://{address}", ""))
+        assert not background.run(is_ready(address, ""))

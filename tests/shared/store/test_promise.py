@@ -278,30 +278,35 @@ class Mesh(RuleBasedStateMachine):
         assert len(results) == len(set(results)), "a job ended twice"
         open_jobs = []
         rung = {entry: fields["id"] for queue in QUEUES.values() for entry, fields in self.redis.xrange(queue)}
-        for job_id in self.accepted:
-            fields = self.raw.hgetall(f"{TAG}:job:{job_id}")
+        there = set(self.redis.keys())
+        with self.raw.pipeline(transaction=False) as asked:
+            for job_id in self.accepted:
+                asked.hgetall(f"{TAG}:job:{job_id}").pttl(f"{TAG}:job:{job_id}")
+            answers = asked.execute()
+        owners: dict[str, str] = {}
+        for job_id, fields, ttl_ms in zip(self.accepted, answers[::2], answers[1::2], strict=True):
             status = fields[b"status"].decode()
-            assert self.redis.pttl(f"{TAG}:job:{job_id}") > 0
+            assert ttl_ms > 0
             if status in TERMINAL:
                 assert self.ended.setdefault(job_id, status) == status, "an end was changed"
                 assert job_id in results
                 assert msgspec.msgpack.decode(fields[b"result"])["status"] == status
-                assert self.redis.exists(f"{TAG}:upload:{job_id}") == (job_id in letters)
-                assert not list(self.redis.scan_iter(f"{TAG}:tensor:{job_id}:*"))
+                assert (f"{TAG}:upload:{job_id}" in there) == (job_id in letters)
+                assert not [key for key in there if key.startswith(f"{TAG}:tensor:{job_id}:")]
             else:
                 assert job_id not in self.ended, "an ended job is open again"
                 assert job_id not in results
                 open_jobs.append(job_id)
+                owners[job_id] = fields.get(b"tenant", b"").decode()
                 bytes_of[job_id] = int(fields[b"upload_bytes"]) + MODEL.tensor_bytes + RESULT_RESERVE_BYTES
                 if b"tensor" in fields:
-                    assert self.redis.exists(fields[b"tensor"].decode())
-                assert self.redis.exists(f"{TAG}:upload:{job_id}")
+                    assert fields[b"tensor"].decode() in there
+                assert f"{TAG}:upload:{job_id}" in there
                 entry = fields[b"entry"].decode()
                 assert rung.get(entry) == job_id, "no queue knows of an open job: it is lost"
         assert sorted(self.redis.zrange(f"{TAG}:live", 0, -1)) == sorted([*open_jobs, *self.staged])
         for job_id in self.staged:
             assert self.redis.strlen(f"{TAG}:upload:{job_id}") == self.staged[job_id][1]
-        owners = {job_id: self.redis.hget(f"{TAG}:job:{job_id}", "tenant") for job_id in open_jobs}
         books = {job_id: (bytes_of[job_id], owner) for job_id, owner in owners.items()}
         books |= {job_id: (size, tenant.name) for job_id, (tenant, size) in self.staged.items()}
         expected = {job_id: f"{size} {owner}".strip() for job_id, (size, owner) in books.items()}

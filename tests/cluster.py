@@ -45,7 +45,7 @@ class Nodes:
             while not self._run(server.ready()):
                 assert time.monotonic() < deadline_s, server.last_line()
                 time.sleep(0.01)
-        buses = [self._bus_of(server) for server in self.servers]
+        first = self.servers[0]
         share = SLOTS // self.primaries
         for number, server in enumerate(self.servers):
             with self.client(server) as client:
@@ -53,18 +53,16 @@ class Nodes:
                 if number < self.primaries:
                     last = SLOTS - 1 if number == self.primaries - 1 else (number + 1) * share - 1
                     client.execute_command("CLUSTER ADDSLOTSRANGE", number * share, last)
-                for other, bus in zip(self.servers[:number], buses, strict=False):  # each one: word of mouth takes seconds
-                    client.execute_command("CLUSTER MEET", "127.0.0.1", other.port, bus)
+                if number:
+                    with self.client(first) as inviting:
+                        bus = int(inviting.config_get("cluster-port")["cluster-port"])
+                    client.execute_command("CLUSTER MEET", "127.0.0.1", first.port, bus)
         self.until(lambda client: len(client.execute_command("CLUSTER NODES")) == len(self.servers))
         for number, server in enumerate(self.servers[self.primaries :]):
             with self.client(server) as client, self.client(self.servers[number]) as primary:
                 client.execute_command("CLUSTER REPLICATE", primary.execute_command("CLUSTER MYID").decode())
         self.until(lambda client: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
         self.until(lambda client: len(client.execute_command("CLUSTER SLOTS")) == self.primaries)
-
-    def _bus_of(self, server: Valkey) -> int:
-        with self.client(server) as client:
-            return int(client.config_get("cluster-port")["cluster-port"])
 
     def until(self, holds) -> None:
         """Wait until something holds at every node."""

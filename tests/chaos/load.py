@@ -24,14 +24,14 @@ class Load:
         self._numbers = itertools.count()
         self._run = random.randbytes(8).hex()
 
-    async def send(self, jobs: int) -> None:
-        """Have `jobs` jobs accepted."""
+    async def send(self, jobs: int, enough: asyncio.Event) -> None:
+        """Have `jobs` jobs accepted, and more until `enough` is set."""
         async with httpx.AsyncClient(base_url=self._url, timeout=15) as http, asyncio.TaskGroup() as group:
             for _ in range(self._clients):
-                group.create_task(self._client(http, jobs))
+                group.create_task(self._client(http, jobs, enough))
 
-    async def _client(self, http: httpx.AsyncClient, jobs: int) -> None:
-        while (number := next(self._numbers)) < jobs:
+    async def _client(self, http: httpx.AsyncClient, jobs: int, enough: asyncio.Event) -> None:
+        while (number := next(self._numbers)) < jobs or not enough.is_set():
             while len(self._books.open) > self._most_open:  # noqa: ASYNC110 - the books change with every result
                 await asyncio.sleep(0.02)
             await self._submit(http, number)

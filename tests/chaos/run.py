@@ -52,11 +52,19 @@ class Report(msgspec.Struct):
 
 
 async def chaos(
-    *, jobs: int, faults: list[str], pause_s: float, seed: int, result_ttl_s: int = RESULT_TTL_S, say: object = None
+    *,
+    jobs: int,
+    faults: list[str],
+    pause_s: float,
+    seed: int,
+    once: bool = False,
+    result_ttl_s: int = RESULT_TTL_S,
+    say: object = None,
 ) -> Report:
     """Have `jobs` jobs accepted while faults, in random order and again and again, are done to the mesh.
 
-    Whatever still lies in Redis `result_ttl_s` after the last end, and what the sweep may take on top, is reported as left.
+    With `once` each fault is done once, and jobs are sent until all were. Whatever still lies in Redis `result_ttl_s` after the
+    last end, and what the sweep may take on top, is reported as left.
     """
     order = random.Random(seed)
     report, books = Report(), Books()
@@ -89,7 +97,7 @@ async def chaos(
                     keeper = asyncio.create_task(_keep_running(triton))
                     scene = Scene(mesh, valkey, redis_wire, triton_wire, LEASE_S)
                     try:
-                        await _act(scene, books, report, jobs, faults, pause_s, order, tell)
+                        await _act(scene, books, report, jobs, faults, pause_s, once, order, tell)
                     finally:
                         keeper.cancel()
                         mesh.processes.pop("triton")
@@ -100,13 +108,24 @@ async def chaos(
 
 
 async def _act(
-    scene: Scene, books: Books, report: Report, jobs: int, faults: list[str], pause_s: float, order: random.Random, tell: object
+    scene: Scene,
+    books: Books,
+    report: Report,
+    jobs: int,
+    faults: list[str],
+    pause_s: float,
+    once: bool,
+    order: random.Random,
+    tell: object,
 ) -> None:
     assert callable(tell)
     started_s = time.monotonic()
     before, processes = memory_of(scene.mesh), counts_of(scene.mesh)
     reader = asyncio.create_task(books.read_forever(scene.valkey.url))
-    sending = asyncio.create_task(Load(scene.mesh.url, books, clients=12, most_open=60).send(jobs))
+    enough = asyncio.Event()
+    sending = asyncio.create_task(Load(scene.mesh.url, books, clients=12, most_open=60).send(jobs, enough))
+    if not once:
+        enough.set()
     counts: Counter[str] = Counter()
     queue: list[str] = []
     while not sending.done():
@@ -117,6 +136,9 @@ async def _act(
         took_s = await _recovered(books, sending)
         report.slowest_recovery_s[name] = max(report.slowest_recovery_s.get(name, 0.0), round(took_s, 1))
         tell(f"{name}: work goes on after {took_s:.1f} s; {len(books.accepted)} accepted, {len(books.open)} open")
+        if once and not queue:
+            enough.set()
+            break
         if not sending.done():
             await asyncio.sleep(order.uniform(pause_s / 2, pause_s))
     await sending

@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: a few hundred jobs, the worst faults, nothing lost, nothing twice, nothing left."""
+"""The short form of `make chaos`: a few hundred jobs, the worst faults once, nothing lost, nothing twice, nothing left."""
 
 import asyncio
 
@@ -19,13 +19,13 @@ FAULTS = [
 
 
 def test_no_accepted_job_is_lost_and_none_ends_twice() -> None:
-    report = asyncio.run(chaos(jobs=600, faults=FAULTS, pause_s=0.5, seed=3, result_ttl_s=5))
-    assert report.accepted == 600
+    report = asyncio.run(chaos(jobs=300, faults=FAULTS, pause_s=0.5, seed=3, once=True, result_ttl_s=5))
+    assert report.accepted >= 300
     assert report.errors_logged == []
-    assert len(report.faults) == len(FAULTS), "the load was over before every fault had its turn"
+    assert report.faults == dict.fromkeys(FAULTS, 1)
     assert report.lost == 0
     assert report.twice == 0
-    assert report.ended == 600
+    assert report.ended == report.accepted
     # A client that hears of its job only after the result's short time to live may have made it anew.
     assert set(report.statuses) == {"succeeded"}
     assert report.keys_left == []

@@ -5,6 +5,7 @@ at most `MESH_SHUTDOWN_S`. HTTP/1.1 only: uploads over HTTP/2 were measured 25 t
 """
 
 import multiprocessing
+import os
 import sys
 
 from granian import Granian
@@ -21,6 +22,10 @@ from shared.settings import Settings, SettingsError, read
 
 HEADER_TIMEOUT_S = 10.0
 """Headers are a few hundred bytes; they get no more time than this, and no more than a body."""
+
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(8 << 20), "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+"""glibc keeps so much of what uploads used, instead of giving each piece's pages back and having the kernel clear new ones for
+the next: a third of a millisecond of CPU for a photo of 2 MB. Read by new processes only; no other C library looks at it."""
 
 
 def serve(settings: Settings) -> None:
@@ -56,6 +61,7 @@ def main() -> int:
         return 2
     # Not forked: a process with threads (the one that tells metrics) must not be, and metrics are set up at their import.
     multiprocessing.set_start_method("spawn")
+    os.environ.update(MALLOC | os.environ)
     with metrics.told(settings, registry):
         serve(settings)
     return 0

@@ -145,8 +145,8 @@ def _only_part(body: bytes, boundary: bytes) -> tuple[PartBegin, memoryview, Par
     A form with a photo mostly comes in one piece, and costs the parser as much as all else that is done to accept it.
     """
     opening, closing = b"--%b\r\n" % boundary, b"\r\n--%b" % boundary
-    if not body.startswith(opening):
-        return None
+    if not body.startswith(opening) or not body.endswith((closing + b"--\r\n", closing + b"--")):
+        return None  # also the first piece of a large form, which is not searched twice
     headers = _PLAIN_HEADERS.match(body, len(opening))
     if not headers:
         return None

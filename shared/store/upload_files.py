@@ -112,13 +112,23 @@ class UploadFile:
 
     def close(self) -> None:
         """Give up the file's lock, once no thread writes any more; from then on it lives as long as its pointer."""
-        asyncio.get_running_loop().run_in_executor(None, self._close)
+        if self._in_use.acquire(blocking=False):  # nearly always: a thread for it costs more than to close it
+            self._close()
+        else:
+            asyncio.get_running_loop().run_in_executor(None, self._close_after_write)
+
+    def _close_after_write(self) -> None:
+        self._in_use.acquire()
+        self._close()
 
     def _close(self) -> None:
-        with self._in_use:
+        """Close it, and let go of what the caller has locked."""
+        try:
             if self._descriptor >= 0 and not self._is_closed:
                 os.close(self._descriptor)
             self._is_closed = True
+        finally:
+            self._in_use.release()
 
 
 class FoundFile(msgspec.Struct, frozen=True):

@@ -204,6 +204,23 @@ def test_what_a_killed_gateway_leaves_is_swept(shared: Settings) -> None:
     asyncio.run(scenario())
 
 
+def test_a_file_is_closed_at_once_unless_a_thread_writes_it(shared: Settings, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with sharing(shared) as store:
+            (job_id, idle), (other_id, written) = await staged(store), await staged(store)
+            folder = store.upload_files._folder or tmp_path
+            idle.close()
+            assert upload_files._is_unlocked(str(folder / job_id))
+            with written._file._in_use:  # type: ignore[union-attr]
+                written.close()
+                assert not upload_files._is_unlocked(str(folder / other_id))
+            async with asyncio.timeout(10):
+                while not upload_files._is_unlocked(str(folder / other_id)):  # noqa: ASYNC110 - the kernel tells nobody
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+
+
 def test_files_of_another_mesh_are_not_touched(shared: Settings) -> None:
     async def scenario() -> None:
         async with sharing(shared) as store:

@@ -2,7 +2,8 @@
 -- Returns the job's fields as HGETALL does; false if the job ended or moved on (the entry is then removed); or 'newer' if its
 -- messages are of a version above `version`: it then stands at the end of the queue, and nobody has counted this as a try.
 local function claim(job, queue, entry, group, stage, id, version)
-  local state = redis.call('HMGET', job, 'status', 'entry', 'v')
+  local counted = 'claims:' .. stage
+  local state = redis.call('HMGET', job, 'status', 'entry', 'v', 'fence', 'attempts', counted)
   if not state[1] or ENDED[state[1]] or state[2] ~= entry then
     redis.call('XACK', queue, group, entry)
     redis.call('XDEL', queue, entry)
@@ -14,12 +15,12 @@ local function claim(job, queue, entry, group, stage, id, version)
     redis.call('HSET', job, 'entry', redis.call('XADD', queue, '*', 'id', id))
     return 'newer'
   end
-  redis.call('HINCRBY', job, 'fence', 1)
+  local attempts, claims = tonumber(state[5]), tonumber(state[6] or 0) + 1
   -- A second claim of the same stage is a new attempt; going from one stage to the next is not.
-  local claims = redis.call('HINCRBY', job, 'claims:' .. stage, 1)
-  if claims > 1 or redis.call('HGET', job, 'attempts') == '0' then
-    redis.call('HINCRBY', job, 'attempts', 1)
+  if claims > 1 or attempts == 0 then
+    attempts = attempts + 1
   end
-  redis.call('HSET', job, 'status', 'processing', 'stage', stage, 'claimed_ms', now_ms())
+  redis.call('HSET', job, 'status', 'processing', 'stage', stage, 'claimed_ms', now_ms(), 'fence', state[4] + 1,
+    'attempts', attempts, counted, claims)
   return redis.call('HGETALL', job)
 end

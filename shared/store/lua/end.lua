@@ -55,34 +55,40 @@ local function bury()
   redis.call('PEXPIRE', KEYS[8], ttl_ms)
 end
 
+local is_dead, is_kept = ARGV[11] ~= '', ARGV[9] == '1'
+-- What is over goes before the result comes: with that the hash is no longer a list, and each field is moved.
+local over = { 'stage', 'tensor', 'slot', 'affine', 'entry', 'placement', 'traceparent', 'reply_to' }
+if not is_dead and not is_kept then
+  table.insert(over, 'options') -- nobody will ask for a replay or a drawing
+end
+redis.call('HDEL', KEYS[1], unpack(over))
 redis.call('HSET', KEYS[1], 'status', ARGV[3], 'result', ARGV[4])
-redis.call('HDEL', KEYS[1], 'stage', 'tensor', 'slot', 'affine', 'entry', 'placement', 'traceparent', 'reply_to')
 redis.call('PEXPIRE', KEYS[1], ARGV[6])
 if job[6] then
   redis.call('PEXPIRE', job[6], ARGV[6]) -- a key that outlived its job would lead nowhere
 end
+-- The tensor's, the queue's and the idempotency key carry this job's hash tag, so they lie in the slot of the declared ones.
+local gone = job[5] and { job[5] } or {}
 local pointer
-if ARGV[11] ~= '' then
+if is_dead then
   bury()
-elseif ARGV[9] == '1' then
+elseif is_kept then
   -- What was reserved stays so, for the picture and what is drawn of it, until both go.
   redis.call('PEXPIRE', KEYS[2], ARGV[6])
   redis.call('ZADD', KEYS[7], now_ms() + tonumber(ARGV[6]), ARGV[1])
 else
   pointer = pointer_at(KEYS[2])
-  redis.call('DEL', KEYS[2])
-  redis.call('HDEL', KEYS[1], 'options')
+  table.insert(gone, KEYS[2])
 end
--- The tensor's, the queue's and the idempotency key carry this job's hash tag, so they lie in the slot of the declared ones.
-if job[5] then
-  redis.call('DEL', job[5])
+if #gone > 0 then
+  redis.call('DEL', unpack(gone))
 end
 if job[3] then
   redis.call('XACK', job[4], ARGV[7], job[3])
   redis.call('XDEL', job[4], job[3])
 end
 redis.call('ZREM', KEYS[3], ARGV[1])
-if ARGV[11] ~= '' or ARGV[9] ~= '1' then
+if not is_kept then
   give_back(KEYS[4], ARGV[1])
 end
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'id', ARGV[1], 'job', ARGV[5])

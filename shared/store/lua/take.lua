@@ -4,9 +4,8 @@
 -- ARGV: 1 group, 2 consumer, 3 most entries, 4 stage (`decoding` | `inferring`), 5 prefix of job keys,
 --       6 prefix of upload keys ("" where pictures are not wanted), 7 most bytes of a picture that comes along,
 --       8 highest version of messages that is understood
--- Returns {ID of the newest entry there was, jobs of newer versions that were put back at the queue's end, {entry, job ID, fields as HGETALL, picture or false}, ...}
-local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-local taken = { newest[1] and newest[1][1] or '0-0', 0 }
+-- Returns {ID of the newest entry there is, where no job was claimed, jobs of newer versions that were put back at the queue's end, {entry, job ID, fields as HGETALL, picture or false}, ...}
+local taken = { '', 0 }
 local read = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', KEYS[1], '>')
 for _, entry in ipairs(read and read[1][2] or {}) do
   local id
@@ -26,5 +25,9 @@ for _, entry in ipairs(read and read[1][2] or {}) do
     end
     table.insert(taken, { entry[1], id, fields, picture })
   end
+end
+if #taken == 2 then
+  local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+  taken[1] = newest[1] and newest[1][1] or '0-0'
 end
 return taken

@@ -17,8 +17,8 @@ from tests.shared.store.conftest import accepted, changed, finished
 JOBS = 10
 FEW, MANY = 10, 500
 
-MOST_COMMANDS = 75
-"""Of one job from accept to end, those within scripts too: 64 when this was written."""
+MOST_COMMANDS = 60
+"""Of one job from accept to end, those within scripts too: 53 when this was written."""
 
 MOST_BYTES = 8_000
 """To Redis and from it, of one job whose tensor lies in shared memory: 5,082 when this was written."""

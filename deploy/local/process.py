@@ -60,7 +60,8 @@ class Process:
                 async with asyncio.timeout(within_s):
                     await self._running.wait()
             except TimeoutError:
-                os.killpg(self._running.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it may have ended this very moment
+                    os.killpg(self._running.pid, signal.SIGKILL)
                 await self._running.wait()
         self.remove_leftovers()
 

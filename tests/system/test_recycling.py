@@ -12,7 +12,7 @@ from tests.conftest import PHOTOS, Background, running_mesh
 
 CAT = (PHOTOS / "chelsea.png").read_bytes()
 KINDS = {"preprocess", "inference", "tasks"}
-LIFETIME_S = 4
+LIFETIME_S = 5
 WITHIN_S = 60
 
 

@@ -14,7 +14,7 @@ from shared.messages import MESSAGE_VERSION, Affine, ImageInfo, Placement, Ticke
 from shared.settings import Settings
 from shared.store import keys
 from shared.store.clock import Clock
-from shared.store.connection import Connection
+from shared.store.connection import Command, Connection
 from shared.store.fields import PUBLIC, pack, processing, ticket_of
 from shared.store.heartbeats import pairs
 from shared.store.tensors import Tensor, TensorStore
@@ -50,15 +50,17 @@ class Claims:
         self._result_ttl_ms = int(settings.result_ttl_s * 1000)
         self._public = PUBLIC[settings.event_encoding]
 
-    async def take(self, partition: int, stage: str, consumer: str, at_most: int) -> Taken:
-        """Claim new entries of a queue. Small pictures come along for decoding.
+    async def take(self, partition: int, stage: str, consumer: str, at_most: int, told: Iterable[Ticket] = ()) -> Taken:
+        """Claim new entries of a queue. Small pictures come along for decoding. Who follows the jobs `told` hears, by the way,
+        that they are being worked on.
 
         Raises:
             UnknownGroup: the queue's group is gone: Redis was emptied.
             StoreUnavailable: Redis does not answer.
         """
         step = _STEPS.get(stage, "inferring")
-        (answer,) = await self._connection.run(
+        *_, answer = await self._connection.run(
+            *self._announcements(told),
             self._connection.call(
                 "take",
                 [keys.queue(partition, stage), *keys.never(partition, in_cluster=self._connection.is_cluster)],
@@ -94,15 +96,12 @@ class Claims:
             if answer and answer != NEWER and (ticket := _understood(partition, entry_id, job_id, pairs(answer)))
         ]
 
-    async def announce(self, tickets: Iterable[Ticket]) -> None:
-        """Tell who follows these jobs that they are being worked on."""
-        commands = [
+    def _announcements(self, tickets: Iterable[Ticket]) -> list[Command]:
+        return [
             ("PUBLISH", channel, self._public(processing(ticket)))
             for ticket in tickets
             for channel in keys.channels_of(ticket.id, ticket.tenant)
         ]
-        if commands:
-            await self._connection.run(*commands)
 
     async def decoded(
         self,

@@ -50,7 +50,7 @@ class Consumer:
         self._away_until_s: dict[int, float] = {}
         self._retry_s = RETRY_LEAST_S
         self._renewer: asyncio.Task[None] | None = None
-        self._announcing: set[asyncio.Task[None]] = set()
+        self._untold: list[Ticket] = []
         self._grouped: set[int] = set()
         self._partition = 0
 
@@ -59,7 +59,7 @@ class Consumer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [*self._announcing, *self._bells.values(), *([self._renewer] if self._renewer else [])]
+        tasks = [*self._bells.values(), *([self._renewer] if self._renewer else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -83,19 +83,19 @@ class Consumer:
         self._retry_s = RETRY_LEAST_S
         for ticket in tickets:
             self._held[ticket.id, ticket.fence] = ticket
-        if tickets and self.stage == "preprocess":
-            task = asyncio.create_task(self._announce(tickets))
-            self._announcing.add(task)
-            task.add_done_callback(self._announcing.discard)
+        if self.stage == "preprocess":
+            self._untold = tickets
         return tickets
 
     def done(self, ticket: Ticket) -> None:
         """Stop renewing a ticket's lease: the job was handed on, ended or given back."""
         self._held.pop((ticket.id, ticket.fence), None)
 
-    async def _announce(self, tickets: list[Ticket]) -> None:
-        with contextlib.suppress(MeshError):  # an event that nobody hears is no harm: the job can always be read
-            await self._claims.announce(tickets)
+    def _now_told(self) -> list[Ticket]:
+        """Jobs that were taken before and are still worked on. They are announced with the next take, which comes at once while
+        there is room, for an event of its own would cost a round trip. One that nobody hears is no harm."""
+        now, self._untold = self._untold, []
+        return [ticket for ticket in now if (ticket.id, ticket.fence) in self._held]
 
     async def _abandoned(self, at_most: int) -> list[tuple[int, list[tuple[str, str]]]]:
         """Entries whose lease is over, looked for a few times in a lease's length."""
@@ -184,7 +184,7 @@ class Consumer:
                 if partition not in self._grouped:
                     await self._connection.make_group(keys.queue(partition, self.stage), keys.GROUP)
                     self._grouped.add(partition)
-                taken = await self._claims.take(partition, self.stage, self.name, at_most)
+                taken = await self._claims.take(partition, self.stage, self.name, at_most, self._now_told())
             except UnknownGroup:  # it is gone with its stream: Redis was emptied
                 self._grouped.discard(partition)
                 return taken

@@ -55,6 +55,29 @@ def test_a_watcher_sees_every_event_of_a_job(settings: Settings) -> None:
     asyncio.run(scenario())
 
 
+def test_nobody_hears_of_work_that_is_over(settings: Settings) -> None:
+    """A job is announced with the take after its own, and not if it was handed on by then: its end could come first."""
+
+    async def scenario() -> None:
+        async with connect(settings) as store, store.consumer("preprocess", "p") as preprocess:
+            over, held = await accepted(store), await accepted(store)
+            async with Redis.from_url(settings.redis_url) as client, client.pubsub() as ear:
+                await ear.psubscribe("mesh:jobs:*")
+                assert await ear.get_message(timeout=5)
+                (ticket,) = await preprocess.take(1)
+                assert ticket.id == over.id
+                assert await decoded(store, ticket)
+                preprocess.done(ticket)
+                assert [taken.id for taken in await preprocess.take(1)] == [held.id]
+                assert not await preprocess.take(1, 0.0)
+                await store.endings.cancel(over.id)
+                heard = [await ear.get_message(timeout=5) for _ in range(2)]
+            jobs = [msgspec.msgpack.decode(message["data"]) for message in heard if message]
+            assert [(job["id"], job["status"]) for job in jobs] == [(held.id, "processing"), (over.id, "canceled")]
+
+    asyncio.run(scenario())
+
+
 def test_a_cut_connection_loses_no_end(settings: Settings) -> None:
     async def scenario() -> None:
         async with connect(settings) as store, store.events as events:

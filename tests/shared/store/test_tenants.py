@@ -95,7 +95,9 @@ def test_a_tenants_events_are_told_on_its_own_channels(settings: Settings, redis
         ):
             for tenant in (ACME, BETA):
                 await accepted(store, job_id=store.jobs.new_id(None, tenant), tenant=tenant)
-            for ticket in await preprocess.take(2):
+            tickets = await preprocess.take(2)
+            assert not await preprocess.take(1, 0.0)  # which tells of those that were taken before
+            for ticket in tickets:
                 assert await decoded(store, ticket)
                 preprocess.done(ticket)
             for ticket in await inference.take(2):

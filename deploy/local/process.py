@@ -46,6 +46,8 @@ class Process:
                 start_new_session=True,
                 preexec_fn=functools.partial(_become, os.getpid(), self.nice),
             )
+        if self.nice:
+            _give_way(self._running.pid, self.nice)
 
     async def wait(self) -> int:
         """Wait until it has ended; returns its exit code."""
@@ -98,3 +100,12 @@ def _become(parent_pid: int, nice: int) -> None:
     die_with_parent(parent_pid)
     if nice:
         os.nice(nice)
+
+
+def _give_way(pid: int, nice: int) -> None:
+    """Have the niceness count beside the processes of other sessions, where the kernel shares out cores by session.
+
+    See sched(7), autogroup. Where there is none, or it must not be set, `nice` alone is what counts.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))

@@ -49,7 +49,7 @@ RECYCLED = 0
 MISUSE = 2
 """The exit code with which our services say that their configuration is wrong; starting them again would not help."""
 
-ASKERS_NICE = 10
+ASKERS_NICE = 5
 """What the gateway and the tasks give way by: where cores are short, what was accepted goes before who asks."""
 
 Progress = Callable[[str, str], None]

@@ -4,8 +4,9 @@
 
 A lone picture goes at once. While `MESH_INFERENCE_SLOTS` batches are in flight the queue grows, and the next batch is what has
 come meanwhile. Where pictures had to wait for a decoder, cores are what is short, and a batch costs less of them than its
-pictures one by one: then it waits for more, as long as its pictures have waited, at most `MESH_INFERENCE_LINGER_MS`. Where
-decoders are what holds pictures up, nothing is lost by it: the next batch is not ready any sooner.
+pictures one by one: then it waits for more, a moment as long as its pictures have waited or a fifth of a longer wait, at most
+`MESH_INFERENCE_LINGER_MS`, and no longer than a full batch takes to come. Where decoders are what holds pictures up, nothing is
+lost by it: the next batch is not ready any sooner.
 """
 
 import asyncio
@@ -43,6 +44,12 @@ TAKE_S = 1.0
 LEAST_PAUSE_MS = 2.0
 """Less is not worth a timer."""
 
+WHOLE_MS, WAIT_SHARE = 15.0, 0.2
+"""A batch may wait for more pictures as long as its own have waited for a decoder: so much in whole, then this share."""
+
+PACE_SHARE, SLOWEST_S = 0.2, 1.0
+"""How quickly what is known of the pace follows what is seen, and the slowest pace that is told apart."""
+
 RETRY_LEAST_S, RETRY_MOST_S = 0.05, 2.0
 INFER_TIMEOUT_S = 30.0
 """No model of ours takes this long; a Triton that hangs is asked again."""
@@ -68,6 +75,7 @@ class Batching:
         self._worker = worker
         self._slots = slots
         self._most = 1
+        self._pace = Pace()
 
     async def is_ready(self) -> bool:
         """Whether a batch of this model would be run now."""
@@ -85,10 +93,12 @@ class Batching:
                 # Never canceled: what Redis has handed to us by then would only come back after its lease.
                 limit = await self._batch_limit()
                 tickets = await consumer.take(limit, TAKE_S)
-                if tickets and len(tickets) < limit and (pause_s := worth_waiting_s(tickets, self._linger_ms)):
+                missing = limit - len(tickets)
+                if tickets and missing and (pause_s := worth_waiting_s(tickets, self._linger_ms, self._pace.time_s(missing))):
                     await asyncio.sleep(pause_s)
-                    tickets += await consumer.take(limit - len(tickets), 0.0)
+                    tickets += await consumer.take(missing, 0.0)
                 if tickets:
+                    self._pace.took(len(tickets))
                     task = asyncio.create_task(self._batch(tickets))
                     in_flight.add(task)
                     task.add_done_callback(in_flight.discard)
@@ -283,9 +293,28 @@ def _encoded(picture: bytes | None, affine: Affine) -> Encoded | None:
     return None if picture is None else Encoded.of(picture, affine)
 
 
-def worth_waiting_s(tickets: Sequence[Ticket], linger_ms: float) -> float:
+def worth_waiting_s(tickets: Sequence[Ticket], linger_ms: float, full_s: float) -> float:
     """How long a batch should wait for more: not at all on an idle mesh, and under load no longer than its own pictures have
-    waited for a decoder, and at most `linger_ms`."""
+    waited for a decoder, at most `linger_ms`, and no longer than until it is full, which takes `full_s`."""
     waited_ms = min(ticket.timings_ms.get("preprocess_wait", 0.0) for ticket in tickets)
-    pause_ms = min(waited_ms, linger_ms)
+    pause_ms = min(max(min(waited_ms, WHOLE_MS), waited_ms * WAIT_SHARE), linger_ms, full_s * 1000)
     return pause_ms / 1000 if pause_ms >= LEAST_PAUSE_MS else 0.0
+
+
+class Pace:
+    """How quickly pictures come, as seen by who takes them."""
+
+    def __init__(self) -> None:
+        self._interval_s = SLOWEST_S
+        self._took_s = time.monotonic()
+
+    def took(self, count: int) -> None:
+        """So many pictures were taken since this was told last."""
+        now_s = time.monotonic()
+        interval_s = min((now_s - self._took_s) / count, SLOWEST_S)
+        self._interval_s += PACE_SHARE * (interval_s - self._interval_s)
+        self._took_s = now_s
+
+    def time_s(self, count: int) -> float:
+        """How long so many more are likely to take."""
+        return self._interval_s * count

@@ -89,7 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     decode_timeout_s: Seconds = 5.0
     max_waiting_tensors: Count = 256
     inference_slots: Count = 2
-    inference_linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 15.0
+    inference_linger_ms: Annotated[float, Meta(ge=0, le=1000)] = 60.0
     triton_clients: Count = 32
     torch_device: str = "auto"
 

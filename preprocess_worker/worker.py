@@ -43,7 +43,8 @@ TAKE_BLOCK_S = 1.0
 """How long a take waits for a job; a stop is noticed at the latest after this."""
 
 AHEAD = 2
-"""Jobs for each decoder that are taken before it is free, so that it decodes while Redis answers."""
+"""Jobs for each decoder that are taken before it is free, so that it decodes while Redis answers. They are taken a job for each
+decoder at a time: one by one, each would be a script and a sync of its own."""
 
 SLOTS_PER_DECODER = 16
 """Slots of the arena: decoders may be so many pictures ahead of inference, as long as it gives slots back."""
@@ -74,7 +75,7 @@ class Worker:
         self._consumer = consumer
         self._jobs: set[asyncio.Task[None]] = set()
         self._most = pool.size * (1 + AHEAD)
-        self._free = asyncio.Semaphore(self._most)
+        self._freed = asyncio.Event()
         self._room = Room(settings, registry, store, pool.areas)
         self._jobs_done = 0
         self._last_error: str | None = None
@@ -104,7 +105,6 @@ class Worker:
             # Never canceled: entries that Redis had just delivered would wait for their lease to end.
             for ticket in await self._consumer.take(min(free, room), block_s=TAKE_BLOCK_S) if not stop.is_set() else []:
                 self._room.take()
-                await self._free.acquire()
                 task = asyncio.create_task(self._handle(ticket))
                 self._jobs.add(task)
                 task.add_done_callback(self._ended)
@@ -116,13 +116,15 @@ class Worker:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def _wait_for_free(self) -> int:
-        """Wait until there is something to take a job for; returns for how many."""
-        async with self._free:
-            return self._most - len(self._jobs)
+        """Wait until a job for each decoder can be taken; returns how many can be."""
+        while (free := self._most - len(self._jobs)) < self._pool.size:
+            self._freed.clear()
+            await self._freed.wait()
+        return free
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._jobs.discard(task)
-        self._free.release()
+        self._freed.set()
 
     async def _handle(self, ticket: Ticket) -> None:
         about(ticket)

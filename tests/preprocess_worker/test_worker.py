@@ -14,9 +14,10 @@ from preprocess_worker.worker import Worker
 from shared.errors import DecoderCrashed, DecodeTimeout, StoreUnavailable
 from shared.letterbox import fit
 from shared.live_registry import LiveRegistry
-from shared.messages import ImageInfo, Job, JobOptions, Outcome
+from shared.messages import ImageInfo, Job, JobOptions, Outcome, Ticket
 from shared.settings import Settings, read
 from shared.store import Store, connect
+from shared.store.streams import Consumer
 from tests.preprocess_worker.pictures import encode, png, scene
 
 REGISTRY = LiveRegistry("")
@@ -90,6 +91,37 @@ async def working(settings: Settings, store: Store, pool: Pool) -> AsyncGenerato
 
 def crash() -> None:
     raise DecoderCrashed("the decoder died")
+
+
+class SlowPool(Pool):
+    """Two decoders that end one after the other."""
+
+    size = 2
+
+    async def decode(self, data: bytes, width: int, height: int, *, header_only: bool = False) -> Decoded:
+        await asyncio.sleep(0.01 * (self.calls + 1))
+        return await super().decode(data, width, height, header_only=header_only)
+
+
+def test_jobs_are_taken_several_at_a_time(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    take = Consumer.take
+
+    async def noted(consumer: Consumer, at_most: int, block_s: float = 2.0) -> list[Ticket]:
+        asked.append(at_most)
+        return await take(consumer, at_most, block_s)
+
+    async def work() -> None:
+        async with connect(settings) as store:
+            jobs = [await accepted(store, PICTURE) for _ in range(12)]
+            monkeypatch.setattr(Consumer, "take", noted)
+            async with working(settings, store, SlowPool(lambda: None)):
+                for job in jobs:
+                    assert (await settled(store, job)).stage == "decoded"
+
+    asyncio.run(work())
+    assert asked[0] == 6
+    assert min(asked) >= SlowPool.size
 
 
 def test_jobs_end_as_their_pictures_deserve(settings: Settings) -> None:

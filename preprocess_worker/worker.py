@@ -75,7 +75,6 @@ class Worker:
         self._consumer = consumer
         self._jobs: set[asyncio.Task[None]] = set()
         self._most = pool.size * (1 + AHEAD)
-        self._freed = asyncio.Event()
         self._room = Room(settings, registry, store, pool.areas)
         self._jobs_done = 0
         self._last_error: str | None = None
@@ -99,15 +98,17 @@ class Worker:
 
     async def work(self, stop: asyncio.Event) -> None:
         """Take jobs until `stop`, then finish those in hand for as long as the settings give."""
+        stopped = asyncio.create_task(stop.wait())
         while not stop.is_set():
-            free = await self._wait_for_free()
+            free = await self._wait_for_free(stopped)
             room = await self._room.wait(len(self._jobs), stop)
             # Never canceled: entries that Redis had just delivered would wait for their lease to end.
             for ticket in await self._consumer.take(min(free, room), block_s=TAKE_BLOCK_S) if not stop.is_set() else []:
                 self._room.take()
                 task = asyncio.create_task(self._handle(ticket))
                 self._jobs.add(task)
-                task.add_done_callback(self._ended)
+                task.add_done_callback(self._jobs.discard)
+        stopped.cancel()
         if self._jobs:
             log.info("worker.finishing", jobs=len(self._jobs))
             _, late = await asyncio.wait(self._jobs, timeout=max(self._settings.shutdown_s - TAKE_BLOCK_S - LEAVE_S, LEAVE_S))
@@ -115,16 +116,12 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _wait_for_free(self) -> int:
-        """Wait until a job for each decoder can be taken; returns how many can be."""
-        while (free := self._most - len(self._jobs)) < self._pool.size:
-            self._freed.clear()
-            await self._freed.wait()
+    async def _wait_for_free(self, stopped: asyncio.Task[Any]) -> int:
+        """Wait until a job for each decoder can be taken, or for the stop: while Redis is away no job ends before its deadline.
+        Returns how many can be taken."""
+        while (free := self._most - len(self._jobs)) < self._pool.size and not stopped.done():
+            await asyncio.wait({*self._jobs, stopped}, return_when=asyncio.FIRST_COMPLETED)
         return free
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._jobs.discard(task)
-        self._freed.set()
 
     async def _handle(self, ticket: Ticket) -> None:
         about(ticket)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from shared.parent import die_with_parent
 
+GROUP_TRIES, GROUP_PAUSE_S = 5, 0.1
+"""Whoever is not root may set the niceness of one session in a tenth of a second, on the whole machine."""
+
 
 class Process:
     """A named program with its arguments, environment and log file; `nice` is added to our own niceness."""
@@ -47,7 +50,7 @@ class Process:
                 preexec_fn=functools.partial(_become, os.getpid(), self.nice),
             )
         if self.nice:
-            _give_way(self._running.pid, self.nice)
+            await _give_way(self._running.pid, self.nice)
 
     async def wait(self) -> int:
         """Wait until it has ended; returns its exit code."""
@@ -102,10 +105,18 @@ def _become(parent_pid: int, nice: int) -> None:
         os.nice(nice)
 
 
-def _give_way(pid: int, nice: int) -> None:
+async def _give_way(pid: int, nice: int) -> None:
     """Have the niceness count beside the processes of other sessions, where the kernel shares out cores by session.
 
     See sched(7), autogroup. Where there is none, or it must not be set, `nice` alone is what counts.
     """
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+    group = Path(f"/proc/{pid}/autogroup")
+    for _ in range(GROUP_TRIES):
+        try:
+            group.write_text(str(nice))  # noqa: ASYNC240 - it is no disk
+        except BlockingIOError:
+            await asyncio.sleep(GROUP_PAUSE_S)
+        except OSError:
+            return
+        else:
+            return

@@ -234,6 +234,29 @@ def test_wrong_settings_are_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
+class StuckPool(Pool):
+    """Decoders that never end."""
+
+    async def decode(self, *_: Any, **__: Any) -> Decoded:
+        self.calls += 1
+        return await asyncio.Future()
+
+
+def test_a_stop_does_not_wait_for_a_job_to_end(settings: Settings) -> None:
+    async def work() -> None:
+        pool = StuckPool(lambda: None)
+        hurried = msgspec.structs.replace(settings, shutdown_s=1)
+        async with connect(hurried) as store, asyncio.timeout(15):
+            for _ in range(6):
+                await accepted(store, PICTURE)
+            async with working(hurried, store, pool):
+                while pool.calls < 3:  # all that one decoder takes ahead  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)  # and it waits for one of them to end
+
+    asyncio.run(work())
+
+
 def test_decoding_pauses_while_enough_pictures_wait_for_inference(settings: Settings) -> None:
     async def work() -> None:
         pool = Pool(lambda: None)

@@ -29,6 +29,10 @@ SLOTS_AT, SLOT_BYTES_AT = 0, 1
 """Fields of the arena's line, 8 bytes each; a slot's line begins with these two."""
 LEASED_AT, GIVEN_BACK_AT = 0, 1
 
+SPARED_SHARE, SPARED_MOST_BYTES = 0.25, 64 << 20
+"""What slots leave of /dev/shm: Triton's Python backend and the regions of inference grow there as well, and without it Triton
+refuses whole batches of good pictures."""
+
 YOUNG_S = 1.0
 """A file this young may not have been locked yet by the process that makes it."""
 
@@ -160,8 +164,12 @@ class Arena(_Memory):
     def _back(self, index: int) -> bool:
         """Have the kernel set a slot's memory aside, so that a full /dev/shm shows here and not as a SIGBUS later."""
         try:
-            os.posix_fallocate(self._descriptor, self.offset(index), self.slot_bytes)
+            is_spared = _room_bytes(self._descriptor) < self.slot_bytes
+            if not is_spared:
+                os.posix_fallocate(self._descriptor, self.offset(index), self.slot_bytes)
         except OSError:
+            is_spared = True
+        if is_spared:
             self._to_be_had = index
             return False
         self._backed = index + 1
@@ -212,6 +220,13 @@ class Ownerless:
         finally:
             os.close(descriptor)
         return True
+
+
+def _room_bytes(descriptor: int) -> int:
+    """How much more slots may take of the file system that this file is in."""
+    system = os.fstatvfs(descriptor)
+    spared_bytes = min(int(system.f_blocks * system.f_frsize * SPARED_SHARE), SPARED_MOST_BYTES)
+    return system.f_bavail * system.f_frsize - spared_bytes
 
 
 def _head_bytes(slots: int) -> int:

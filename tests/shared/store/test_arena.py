@@ -90,6 +90,17 @@ def test_memory_that_is_not_to_be_had_is_not_counted_as_free(arena: Arena, monke
     assert arena.free == 0
 
 
+def test_slots_leave_room_for_what_else_lies_there(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = arena.lease(1)
+    assert first
+    monkeypatch.setattr(arenas, "SPARED_SHARE", 1.0)
+    monkeypatch.setattr(arenas, "SPARED_MOST_BYTES", sys.maxsize)
+    assert arena.lease(1) is None
+    assert arena.free == 0
+    arena.give_back(first)
+    assert arena.lease(1), "what was set aside is not given away"
+
+
 def test_names_that_lead_elsewhere_are_not_opened() -> None:
     for name in ("visionmesh-../etc/passwd", "other", "visionmesh-none"):
         with pytest.raises(OSError, match=r"No such file|other|passwd"):

@@ -142,6 +142,7 @@ def test_several_photos_with_the_keyboard_and_another_model(page: Page) -> None:
     page.get_by_label("Model").select_option("small_end2end")
     send(page, COFFEE, CAT)
     expect(page.locator("#total")).to_contain_text("small_end2end on track C")
+    expect(page.locator("#recent .card[data-status=succeeded]")).to_have_count(2)  # a photo that ends shows its rows anew
     card = page.locator("#recent .card").nth(1)
     card.focus()
     page.keyboard.press("Enter")

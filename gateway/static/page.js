@@ -290,7 +290,7 @@ by("clear").addEventListener("click", forget);
 by("theme").addEventListener("click", () =>
   useTheme(THEMES[(THEMES.indexOf(localStorage.getItem("visionmesh-theme") || "auto") + 1) % THEMES.length]));
 by("key-form").addEventListener("submit", event => { event.preventDefault(); mesh.useKey(by("key").value); loadModels(); });
-new ResizeObserver(() => { if (chosen?.job) picture.show(frame, chosen.job.image, visible(chosen.job)); }).observe(frame);
+new ResizeObserver(() => { if (chosen?.job) picture.fit(frame, chosen.job.image, visible(chosen.job)); }).observe(frame);
 
 useTheme(localStorage.getItem("visionmesh-theme") || "auto");
 await loadModels();

@@ -69,6 +69,13 @@ export function show(frame, image, detections) {
   places(boxes, sizes, width, height).forEach(({ x, y }, at) => { spans[at].style.transform = `translate(${x}px, ${y}px)`; });
 }
 
+/** Put the same detections over a frame of another size; the one that was picked stays picked. */
+export function fit(frame, image, detections) {
+  const picked = frame.querySelector("rect.picked")?.dataset.index ?? null;
+  show(frame, image, detections);
+  pick(frame, picked);
+}
+
 /** Make one detection stand out; none if `index` is null. */
 export function pick(frame, index) {
   frame.classList.toggle("picking", index !== null);

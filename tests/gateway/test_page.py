@@ -150,6 +150,10 @@ def test_several_photos_with_the_keyboard_and_another_model(page: Page) -> None:
     expect(card).to_be_focused()
     page.locator("#found .row").first.focus()
     expect(page.locator("#boxes rect.picked")).to_have_count(1)
+    page.evaluate("document.querySelector('#boxes rect').dataset.old = 'true'")
+    page.set_viewport_size({"width": 600, "height": 900})
+    expect(page.locator("#boxes rect[data-old]")).to_have_count(0)  # drawn anew for the other size
+    expect(page.locator("#boxes rect.picked")).to_have_count(1)
 
 
 def test_photos_can_be_dropped_and_pasted(page: Page) -> None:

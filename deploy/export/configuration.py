@@ -58,7 +58,7 @@ optimization { input_pinned_memory { enable: true } output_pinned_memory { enabl
 
 def _instances(target: Target) -> str:
     if target == "cpu":
-        return "# ONNX Runtime uses all cores for one batch; a second instance would only fight for them.\n" + (
+        return "# One batch has all cores, a picture on each; a second instance would only fight for them.\n" + (
             "instance_group [ { count: 1 kind: KIND_CPU } ]"
         )
     kind = "KIND_GPU" if target == "tensorrt" else "KIND_AUTO"

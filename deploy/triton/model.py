@@ -27,7 +27,8 @@ class TritonPythonModel:
         self._cores = len(os.sched_getaffinity(0))
         self._together = _session(path, self._cores)
         most = json.loads(args["model_config"])["max_batch_size"]
-        self._alone = _session(path, 1) if most >= self._cores > 1 else None
+        is_split = most >= self._cores and most > 1
+        self._alone = (self._together if self._cores == 1 else _session(path, 1)) if is_split else None
         self._threads = ThreadPoolExecutor(self._cores)
         self._input = self._together.get_inputs()[0].name
         self._outputs = [output.name for output in self._together.get_outputs()]

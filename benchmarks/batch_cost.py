@@ -34,6 +34,7 @@ class Row(NamedTuple):
 
 
 def _session(path: Path, threads: int) -> ort.InferenceSession:
+    # Set up as in deploy/triton/model.py, which only Triton can import.
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

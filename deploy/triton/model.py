@@ -10,7 +10,7 @@ an error on its own.
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,8 @@ class TritonPythonModel:
         self._cores = len(os.sched_getaffinity(0))
         self._together = _session(path, self._cores)
         most = json.loads(args["model_config"])["max_batch_size"]
-        is_split = most >= self._cores and most > 1
-        self._alone = (self._together if self._cores == 1 else _session(path, 1)) if is_split else None
+        # One core needs no other session, and a batch of fewer pictures than cores is never taken apart.
+        self._alone = _session(path, 1) if most >= self._cores > 1 else self._together
         self._threads = ThreadPoolExecutor(self._cores)
         self._input = self._together.get_inputs()[0].name
         self._outputs = [output.name for output in self._together.get_outputs()]
@@ -53,8 +53,10 @@ class TritonPythonModel:
 
     def _run(self, images):
         """The graph's outputs for `images` [pictures, ...], each with the pictures first."""
-        alone = len(images) - len(images) % self._cores if self._alone else 0
-        parts = list(self._threads.map(lambda at: self._outputs_of(self._alone, images[at : at + 1]), range(alone)))
+        alone = len(images) - len(images) % self._cores
+        runs = [self._threads.submit(self._outputs_of, self._alone, images[at : at + 1]) for at in range(alone)]
+        wait(runs)  # of all, though one fails: Triton takes the input's memory back when it has an answer
+        parts = [run.result() for run in runs]
         if alone < len(images):
             parts.append(self._outputs_of(self._together, images[alone:]))
         return parts[0] if len(parts) == 1 else [np.concatenate(results) for results in zip(*parts, strict=True)]
